@@ -1,0 +1,1 @@
+"""From files to checked arrays: safetensors, names, layouts, hub and demo."""

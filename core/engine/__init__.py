@@ -1,0 +1,1 @@
+"""Requests to tokens: scheduling, the paged KV cache and sampling."""

@@ -1,0 +1,52 @@
+"""What core, models, schemes and backends hand to each other: callables with a shape contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from qinfer.core.types import Array, LinearSpec, SamplingInput, StepInput, StepOutput
+
+
+class Layer(Protocol):
+    """A linear layer with its parameters: [T, in_features] -> [T, out_features]."""
+
+    def __call__(self, x: Array) -> Array: ...
+
+
+LinearFactory = Callable[[LinearSpec], Layer]
+
+
+class ModelParts(Protocol):
+    """What a model is built from. Each call reads, packs and places that one tensor."""
+
+    def linear(self, spec: LinearSpec) -> Layer:
+        """The linear layer of that spec, in whatever format the quant scheme gave it."""
+
+    def parameter(self, name: str) -> Array:
+        """A tensor by its weight rule's target, in the compute dtype."""
+
+    def constant(self, array: Array, dtype: str = "") -> Array:
+        """A computed numpy table (such as rotary cosines) on the device, by default in
+        the compute dtype."""
+
+
+class Model(Protocol):
+    """A built decoder."""
+
+    def __call__(self, batch: StepInput, cache: Sequence[tuple[Array, Array]]) -> Array:
+        """Write the new keys and values in place, return logits [R, vocab_size] float32.
+
+        ``batch`` holds device tensors; ``cache`` one (key, value) pair per layer, shaped as
+        ``CacheSpec`` says.
+        """
+
+
+class Runner(Protocol):
+    """A backend's open model: owns the KV cache and runs steps."""
+
+    def step(self, batch: StepInput, sampling: SamplingInput) -> StepOutput:
+        """Run one step over numpy inputs and bring the chosen tokens back as numpy."""
+
+    def close(self) -> None:
+        """Free the model and the cache."""

@@ -1,0 +1,288 @@
+"""The vocabulary plugins and core share. Standard library only; every class is frozen.
+
+Within one API major these classes only gain fields that have defaults.
+Array-valued fields are numpy arrays in core and device tensors inside a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+API_VERSION = "1.0"
+"""Version of the plugin contract (major.minor) that this core speaks."""
+
+Array = Any
+"""A numpy array, or a tensor of the backend: what it holds is documented per field."""
+
+Kind = Literal["model", "quant", "backend", "observer"]
+
+WeightOp = Literal["copy", "fuse", "split", "transpose", "skip"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PluginInfo:
+    """What a plugin says of itself, read before it is registered.
+
+    ``name`` equals the entry-point name and ``aliases`` the names it has in the kind's
+    ``.aliases`` group. ``model_types`` and ``architectures`` (models only) are the values in
+    config.json that the plugin can read.
+    """
+
+    name: str
+    kind: Kind
+    api: str = API_VERSION
+    summary: str = ""
+    aliases: tuple[str, ...] = ()
+    homepage: str = ""
+    model_types: tuple[str, ...] = ()
+    architectures: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceInfo:
+    """The device a run computes on. Memory in bytes, measured when the run starts."""
+
+    kind: str
+    index: int = 0
+    name: str = ""
+    memory_total: int = 0
+    memory_free: int = 0
+    features: frozenset[str] = frozenset()
+    compute_dtypes: tuple[str, ...] = ("float32",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Support:
+    """Whether a plugin can work on a device; if not, why and what to do about it."""
+
+    ok: bool
+    reason: str = ""
+    remedy: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A decoder's shape and constants, read from config.json.
+
+    ``dtype`` is the precision parameters are rounded to; ``compute_dtype`` the one that
+    activations and unquantised parameters are held in (on a CPU float32, whose matrix products
+    know no 16-bit type). ``extra`` carries what only this family's plugin understands.
+    """
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    rope_theta: float
+    tie_word_embeddings: bool
+    dtype: str = "bfloat16"
+    compute_dtype: str = "float32"
+    eos_token_ids: tuple[int, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearSpec:
+    """One linear layer, as a model asks for it and a quant scheme sees it.
+
+    ``parts`` are the output widths of the projections fused into it (q, k, v or gate, up);
+    they add up to ``out_features``.
+    """
+
+    name: str
+    role: str
+    in_features: int
+    out_features: int
+    bias: bool = False
+    layer: int | None = None
+    parts: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightRule:
+    """How one parameter of the model is made from tensors of a checkpoint.
+
+    op        source -> target
+    copy      one tensor as it is
+    fuse      several, concatenated along axis 0 (``sizes``: rows of each)
+    split     rows ``start : start + shape[0]`` of one tensor (``sizes``: its rows)
+    transpose one tensor, axes reversed
+    skip      tensors a checkpoint may hold and the model does not use; ``source`` are globs
+
+    ``shape`` is the target's. ``linear`` marks a weight of a linear layer: [out, in] here and in
+    Hugging Face checkpoints, [in, out] in Paddle ones. Several rules for one target are
+    alternatives (another naming): the first whose sources are all there is used.
+    """
+
+    target: str
+    source: tuple[str, ...]
+    op: WeightOp = "copy"
+    shape: tuple[int, ...] = ()
+    sizes: tuple[int, ...] = ()
+    start: int = 0
+    linear: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheme:
+    """How one linear's weight and input are represented.
+
+    ``weight_scale`` and ``input_scale``: "none", "channel" (one per output), "token", "tensor" or
+    "group" (of ``group_size`` inputs).
+    """
+
+    name: str
+    weight_dtype: str
+    weight_scale: str = "none"
+    input_dtype: str = ""
+    input_scale: str = "none"
+    group_size: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantPlan:
+    """A scheme's decision for one model: linear name -> scheme, and why others are left out.
+
+    A linear in ``skipped`` (name -> reason) keeps the model's own precision; its entry in
+    ``by_layer`` says which that is. ``kv_cache`` is a dtype, or "" for the compute dtype.
+    """
+
+    by_layer: Mapping[str, Scheme]
+    kv_cache: str = ""
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheSpec:
+    """The paged KV cache: per layer a key and a value tensor
+    [num_blocks, block_size, num_kv_heads, head_dim]."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: str = "float32"
+    block_size: int = 16
+    num_blocks: int = 0
+
+    @property
+    def bytes_per_block(self) -> int:
+        """Bytes one block takes in all layers, keys and values together."""
+        item = {"float32": 4, "bfloat16": 2, "float16": 2}.get(self.dtype, 1)
+        slots = self.num_layers * 2 * self.block_size
+        return slots * self.num_kv_heads * self.head_dim * item
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What the user asked for, with names resolved. Sizes in bytes, 0 meaning "choose"."""
+
+    model: str = ""
+    plugin: str = ""
+    quant: str = "none"
+    backend: str = "dynamic"
+    observers: tuple[str, ...] = ()
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int = 0
+    kv_cache_memory: int = 0
+    max_model_len: int = 0
+    max_num_seqs: int = 64
+    max_batch_tokens: int = 512
+    block_size: int = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingInput:
+    """How to choose one token for each of R logit rows (all 1-D, float32 or int64).
+
+    ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 and ``min_p`` 0 are off; ``uniform`` is the
+    row's random number in [0, 1). The edits are (row, token) pairs, each pair once: a positive
+    logit is divided and a negative one multiplied by ``edit_scale``, then ``edit_bias`` is added.
+    ``num_logprobs`` is -1 for none, 0 for the chosen token's, k for the k best as well.
+    """
+
+    temperature: Array
+    top_k: Array
+    top_p: Array
+    min_p: Array
+    uniform: Array
+    edit_rows: Array
+    edit_tokens: Array
+    edit_scale: Array
+    edit_bias: Array
+    num_logprobs: int = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepInput:
+    """One step's ragged batch: T new tokens of S sequences, R of whose logits are wanted.
+
+    token_ids [T], positions [T]: int64. query_starts [S + 1], seq_lens [S] (cached and new
+    tokens): int32. slot_mapping [T] int64: block * block_size + offset where each new key and
+    value goes. block_tables [S, W] int32, W at least the most blocks any sequence has; entries
+    past a sequence's end are not read. logit_rows [R] int64: indices into the T tokens.
+    """
+
+    token_ids: Array
+    positions: Array
+    query_starts: Array
+    seq_lens: Array
+    slot_mapping: Array
+    block_tables: Array
+    logit_rows: Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOutput:
+    """The chosen tokens [R] int64 and, where asked for, log-probabilities of the unedited
+    distribution: of the chosen token [R], of the best tokens [R, k] with their ids [R, k]."""
+
+    token_ids: Array
+    logprobs: Array | None = None
+    top_ids: Array | None = None
+    top_logprobs: Array | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadStats:
+    """What loading a model took: seconds, and bytes of parameters held."""
+
+    seconds: float
+    parameter_bytes: int
+    num_parameters: int
+    layers_by_scheme: Mapping[str, int]
+    skipped: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepStats:
+    """One engine step: token counts, seconds, and how full the KV cache is (0 to 1)."""
+
+    prefill_tokens: int
+    decode_tokens: int
+    seconds: float
+    running: int
+    waiting: int
+    kv_usage: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestStats:
+    """One finished request. Seconds count from the moment the request was added."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    finish_reason: str
+    queue_seconds: float
+    first_token_seconds: float
+    total_seconds: float
+    preemptions: int

@@ -1,0 +1,1 @@
+"""Execution backends: one module and one entry point each."""

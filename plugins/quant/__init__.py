@@ -1,0 +1,1 @@
+"""Quant schemes: one module and one entry point each."""

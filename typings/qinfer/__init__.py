@@ -1,0 +1,1 @@
+../../qinfer/__init__.py
