@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ class SamplingParams:
     frequency_penalty in [-2, 2] (output tokens, as OpenAI defines them).
     seed: same seed, same text, whatever else is in the batch; without one it is drawn at random.
     logprobs: None, 0 for the chosen token's, k for the k best as well.
-    stop: texts, and stop_token_ids: tokens, that end the request; neither is part of the output.
+    stop: texts, and stop_token_ids: tokens, that end the request; neither is part of its text.
     max_tokens None: up to the end of the context. Raises InvalidParams, naming each bad value.
     """
 
@@ -36,8 +36,8 @@ class SamplingParams:
     seed: int | None = None
     max_tokens: int | None = 256
     min_tokens: int = 0
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
+    stop: str | Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)

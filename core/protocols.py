@@ -23,8 +23,8 @@ class ModelParts(Protocol):
     def linear(self, spec: LinearSpec) -> Layer:
         """The linear layer of that spec, in whatever format the quant scheme gave it."""
 
-    def parameter(self, name: str) -> Array:
-        """A tensor by its weight rule's target, in the compute dtype."""
+    def parameter(self, name: str, dtype: str = "") -> Array:
+        """A tensor by its weight rule's target, by default in the compute dtype."""
 
     def constant(self, array: Array, dtype: str = "") -> Array:
         """A computed numpy table (such as rotary cosines) on the device, by default in

@@ -1,0 +1,104 @@
+"""The device a run computes on: choosing it, its memory, and placing arrays there."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from qinfer.core.errors import Unsupported, UsageError
+from qinfer.core.types import Array, DeviceInfo
+
+_CARRIERS: Mapping[str, type[np.generic]] = {
+    ml_dtypes.bfloat16.__name__: np.int16,
+    ml_dtypes.float8_e4m3fn.__name__: np.int8,
+}
+"""Numpy types that carry the bits of those Paddle knows and numpy does not."""
+
+
+def import_paddle(threads: int = 0) -> Any:
+    """Import Paddle with ``threads`` compute threads (0: one per usable processor).
+
+    Raises Unsupported when it is not installed or does not load. The number of threads holds for
+    the whole process, so the last call decides.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Paddle advises on the ccache compiler cache at every import.
+            warnings.simplefilter("ignore")
+            import paddle
+    except ImportError as error:
+        raise Unsupported(
+            f"PaddlePaddle cannot be imported: {error}",
+            remedy="Install it: pip install 'qinfer-paddle[cpu]'",
+        ) from error
+    paddle.disable_signal_handler()  # else it prints a C++ trace on Ctrl-C
+    # Paddle computes with one thread by default, and with OMP_NUM_THREADS it prints a warning.
+    paddle.base.core.set_num_threads(threads or usable_processors())
+    return paddle
+
+
+def usable_processors() -> int:
+    """Processors this process may run on."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def open_device(name: str) -> DeviceInfo:
+    """The device called ``auto``, ``cpu`` or ``gpu[:N]``, with its memory as it is now."""
+    kind = name.partition(":")[0]
+    if kind not in ("auto", "cpu", "gpu"):
+        raise UsageError(f"unknown device {name!r}", remedy="Use auto, cpu, gpu or gpu:N.")
+    if kind == "gpu":
+        raise Unsupported(
+            "this version of qinfer computes on the CPU only; GPU operators are in the making",
+            remedy="Use --device cpu (or auto).",
+        )
+    total, free = _memory()
+    return DeviceInfo(kind="cpu", name="cpu", memory_total=total, memory_free=free)
+
+
+def place(array: NDArray[Any], dtype: str = "") -> Array:
+    """A numpy array as a Paddle tensor, converted to ``dtype`` if given.
+
+    A writable contiguous array of a type both know is not copied: tensor and array share memory.
+    """
+    import paddle
+
+    carrier = _CARRIERS.get(array.dtype.name)
+    raw = (
+        np.ascontiguousarray(array)
+        if carrier is None
+        else np.ascontiguousarray(array).view(carrier)
+    )
+    tensor = paddle.from_dlpack(raw if raw.flags.writeable else raw.copy())
+    if carrier is not None:
+        tensor = tensor.view(array.dtype.name)
+    return tensor.astype(dtype) if dtype and dtype != array.dtype.name else tensor
+
+
+def _memory() -> tuple[int, int]:
+    """Total and free memory in bytes, within the limits of a container."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    total = free = os.sysconf("SC_PHYS_PAGES") * page
+    for line in _read("/proc/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            free = int(line.split()[1]) * 1024
+    limit, used = _read("/sys/fs/cgroup/memory.max"), _read("/sys/fs/cgroup/memory.current")
+    if limit.strip().isdigit() and used.strip().isdigit():
+        total = min(total, int(limit))
+        free = max(min(free, int(limit) - int(used)), 0)
+    return total, free
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""

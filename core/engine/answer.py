@@ -1,0 +1,96 @@
+"""A sequence's output as its reader sees it: text, stop conditions, log-probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Rows
+
+from qinfer.core.engine.sequence import Sequence
+from qinfer.core.outputs import TokenLogprob
+from qinfer.core.tokenizer import Tokenizer
+from qinfer.core.types import StepOutput
+
+
+class Answer:
+    """Turns a sequence's tokens into text, and decides when it is over.
+
+    Text that may be the beginning of a stop text is held back until that is certain.
+    """
+
+    def __init__(self, sequence: Sequence, tokenizer: Tokenizer) -> None:
+        self.sequence = sequence
+        self.finish_reason: str | None = None
+        self.stop_reason: str | int | None = None
+        self._stream = tokenizer.text_stream()
+        self._held = ""
+
+    def push(self, token_id: int) -> str:
+        """Append a chosen token; returns the text to show, and sets the finish reason."""
+        sequence, params = self.sequence, self.sequence.params
+        sequence.output.append(token_id)
+        if self._ends(token_id):
+            self.finish_reason = "stop"
+            return self._flush()
+        self._held += self._stream.push(token_id)
+        if len(sequence.output) >= params.min_tokens:
+            at, text = _first_stop(self._held, params.stop)
+            if text:
+                self.finish_reason, self.stop_reason = "stop", text
+                return self._held[:at]
+        if len(sequence.output) >= sequence.max_tokens:
+            self.finish_reason = "length"
+            return self._flush()
+        keep = _possible_stop(self._held, params.stop)
+        shown, self._held = (
+            self._held[: len(self._held) - keep],
+            self._held[len(self._held) - keep :],
+        )
+        return shown
+
+    def _ends(self, token_id: int) -> bool:
+        """Whether the token is one that ends the text without being part of it."""
+        params = self.sequence.params
+        if token_id in params.stop_token_ids:
+            self.stop_reason = token_id
+            return True
+        return token_id in self.sequence.eos_token_ids and not params.ignore_eos
+
+    def _flush(self) -> str:
+        return self._held + self._stream.finish()
+
+
+def _first_stop(text: str, stops: Rows[str]) -> tuple[int, str]:
+    """Where the earliest stop text begins, and which (the longest of those that begin there)."""
+    hits = [(text.find(stop), -len(stop), stop) for stop in stops if stop in text]
+    return (min(hits)[0], min(hits)[2]) if hits else (0, "")
+
+
+def _possible_stop(text: str, stops: Rows[str]) -> int:
+    """Length of the longest end of ``text`` that a stop text begins with."""
+    longest = 0
+    for stop in stops:
+        for length in range(min(len(stop) - 1, len(text)), longest, -1):
+            if text.endswith(stop[:length]):
+                longest = length
+                break
+    return longest
+
+
+def row_logprobs(
+    output: StepOutput, row: int, sequence: Sequence, tokenizer: Tokenizer
+) -> tuple[TokenLogprob, ...] | None:
+    """The log-probabilities of one row, if its request asked for them."""
+    count = sequence.params.logprobs
+    if count is None or output.logprobs is None:
+        return None
+    ids, values = output.top_ids, output.top_logprobs
+    best = () if ids is None or values is None else zip(ids[row], values[row], strict=True)
+    top = [(int(i), tokenizer.token_text(int(i)), float(value)) for i, value in best]
+    token = int(output.token_ids[row])
+    return (
+        TokenLogprob(
+            token_id=token,
+            token=tokenizer.token_text(token),
+            logprob=float(output.logprobs[row]),
+            top=tuple(top[:count]),
+        ),
+    )

@@ -1,0 +1,80 @@
+"""Sampling parameters as the arrays the sampling operators take."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from collections.abc import Sequence as Rows
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qinfer.core.engine.sequence import Sequence
+from qinfer.core.types import SamplingInput
+
+GREEDY_BELOW = 1e-5
+"""A lower temperature is greedy: dividing by it would overflow."""
+
+
+def sampling_input(sequences: Rows[Sequence]) -> SamplingInput:
+    """One row for each sequence whose next token is to be chosen."""
+    params = [sequence.params for sequence in sequences]
+    edits = [_edits(row, sequence) for row, sequence in enumerate(sequences)]
+    rows, tokens, scale, bias = (
+        np.concatenate([edit[part] for edit in edits]) if edits else np.zeros(0)
+        for part in range(4)
+    )
+    wanted = [p.logprobs for p in params if p.logprobs is not None]
+    return SamplingInput(
+        temperature=_floats(
+            0.0 if (p.temperature or 0.0) < GREEDY_BELOW else p.temperature for p in params
+        ),
+        top_k=np.array([p.top_k or 0 for p in params], np.int64),
+        top_p=_floats(1.0 if p.top_p is None else p.top_p for p in params),
+        min_p=_floats(p.min_p or 0.0 for p in params),
+        uniform=_floats(uniform(s.seed, len(s.output)) for s in sequences),
+        edit_rows=rows.astype(np.int64),
+        edit_tokens=tokens.astype(np.int64),
+        edit_scale=scale.astype(np.float32),
+        edit_bias=bias.astype(np.float32),
+        num_logprobs=max(wanted, default=-1),
+    )
+
+
+def uniform(seed: int, position: int) -> float:
+    """A number in [0, 1) that depends on the seed and the output position and nothing else.
+
+    53 bits of BLAKE2b; so a text repeats whatever else is in the batch, and after preemption.
+    """
+    digest = hashlib.blake2b(b"%d:%d" % (seed, position), digest_size=8).digest()
+    return (int.from_bytes(digest, "little") >> 11) / (1 << 53)
+
+
+def _floats(values: Iterable[float | None]) -> NDArray[np.float32]:
+    return np.array([value or 0.0 for value in values], np.float32)
+
+
+def _edits(row: int, sequence: Sequence) -> tuple[NDArray[Any], ...]:
+    """(row, token, scale, bias) for every token this sequence's penalties or biases touch."""
+    params, output = sequence.params, sequence.output
+    scale: dict[int, float] = {}
+    bias = dict(params.logit_bias)
+    if (params.repetition_penalty or 1.0) != 1.0:
+        seen = set(sequence.prompt).union(output)
+        scale = dict.fromkeys(seen, params.repetition_penalty or 1.0)
+    if params.presence_penalty or params.frequency_penalty:
+        tokens, counts = np.unique(np.array(output, np.int64), return_counts=True)
+        for token, count in zip(tokens.tolist(), counts.tolist(), strict=True):
+            penalty = params.presence_penalty + params.frequency_penalty * count
+            bias[token] = bias.get(token, 0.0) - penalty
+    if len(output) < params.min_tokens:
+        ends = {*params.stop_token_ids, *sequence.eos_token_ids}
+        bias.update(dict.fromkeys(ends, -np.inf))
+    touched = sorted(scale.keys() | bias.keys())
+    return (
+        np.full(len(touched), row),
+        np.array(touched, np.int64),
+        np.array([scale.get(token, 1.0) for token in touched]),
+        np.array([bias.get(token, 0.0) for token in touched]),
+    )

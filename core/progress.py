@@ -1,0 +1,40 @@
+"""Progress on stderr: bars and notes on a terminal, nothing elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+class TerminalProgress:
+    """Bars and notes on stderr; bars only where that is a terminal."""
+
+    def note(self, text: str) -> None:
+        """Print one line."""
+        print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+    @contextmanager
+    def bar(self, text: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A bar over ``total`` bytes that disappears when it is done."""
+        if not sys.stderr.isatty():
+            yield lambda amount: None
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task(text, total=total)
+            yield lambda amount: progress.advance(task, amount)
+
+
+class NoProgress:
+    """Reports nothing."""
+
+    note: None = None
+
+    @contextmanager
+    def bar(self, text: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A bar nobody sees."""
+        yield lambda amount: None

@@ -1,0 +1,210 @@
+"""From a run's settings to a loaded model with its engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from qinfer.core.discovery import PluginRecord, discover
+from qinfer.core.errors import BadCheckpoint, UsageError
+from qinfer.core.hooks import Hooks
+from qinfer.core.selection import detect_model, open_session, resolve
+from qinfer.core.types import CacheSpec, DeviceInfo, LoadStats, ModelConfig, QuantPlan, RunConfig
+
+if TYPE_CHECKING:
+    from qinfer.core.engine.engine import Engine
+    from qinfer.core.tokenizer import Tokenizer
+
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+
+
+class Progress(Protocol):
+    """Where long work reports to: a bar on a terminal, or nothing."""
+
+    @property
+    def note(self) -> Callable[[str], None] | None:
+        """Takes a line of information; None where nobody reads it."""
+
+    def bar(self, text: str, total: int) -> AbstractContextManager[Any]:
+        """A context whose value is called with the amount done since the last call."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selected:
+    """The plugins a run names, found in the metadata but not imported; ``model`` is None until
+    a config.json decides."""
+
+    model: PluginRecord | None
+    quant: PluginRecord
+    backend: PluginRecord
+    observers: tuple[PluginRecord, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A model in memory with everything the engine needs to know of it."""
+
+    run: RunConfig
+    folder: Path
+    hooks: Hooks
+    config: ModelConfig
+    device: DeviceInfo
+    generation: Mapping[str, Any]
+    model: Any
+    plan: QuantPlan
+    stats: LoadStats
+
+
+def select(run: RunConfig) -> Selected:
+    """Resolve every plugin the run names. Imports none of them; cheap enough to do first."""
+    if run.dtype not in DTYPES:
+        raise UsageError(f"unknown dtype {run.dtype!r}", remedy=f"Use one of {', '.join(DTYPES)}.")
+    installed = discover()
+    return Selected(
+        model=resolve("model", run.plugin, installed) if run.plugin else None,
+        quant=resolve("quant", run.quant, installed),
+        backend=resolve("backend", run.backend, installed),
+        observers=tuple(resolve("observer", name, installed) for name in run.observers),
+    )
+
+
+def load_model(run: RunConfig, selected: Selected, folder: Path, progress: Progress) -> LoadedModel:
+    """Read a checkpoint folder into memory through the selected plugins.
+
+    Raises BadCheckpoint, BrokenPlugin or Unsupported; files are checked before anything is
+    computed.
+    """
+    from qinfer.core.config import generation_config, read_json, with_generation
+    from qinfer.core.device import import_paddle, open_device
+
+    raw = read_json(folder / "config.json")
+    record = selected.model or detect_model(raw)
+    device = open_device(run.device)
+    import_paddle(run.threads)
+    hooks = open_session([record, selected.quant, selected.backend, *selected.observers])
+    _check_fit(hooks, raw, record)
+    run = replace(run, model=str(folder), plugin=record.name)
+    hooks.require_support(device)
+    hooks.configure(run)
+    generation = generation_config(folder)
+    config = with_generation(hooks.read_config(raw), generation)
+    config = replace(
+        config,
+        dtype=config.dtype if run.dtype == "auto" else run.dtype,
+        compute_dtype=device.compute_dtypes[0],
+        max_position_embeddings=min(
+            run.max_model_len or config.max_position_embeddings, config.max_position_embeddings
+        ),
+    )
+    plan = hooks.plan_quant(config, hooks.linear_layers(config), device)
+    model, stats = _build(folder, config, hooks, plan, progress)
+    hooks.loaded(stats)
+    return LoadedModel(
+        run=run,
+        folder=folder,
+        hooks=hooks,
+        config=config,
+        device=device,
+        generation=generation,
+        model=model,
+        plan=plan,
+        stats=stats,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A loaded model with the engine that runs it."""
+
+    loaded: LoadedModel
+    engine: Engine
+    tokenizer: Tokenizer
+    label: str
+    header: list[str]
+
+
+def open_engine(run: RunConfig, selected: Selected, progress: Progress) -> Opened:
+    """Find the model ``run`` names, load it and start an engine over it."""
+    from qinfer.core.checkpoint.demo import DEMO_LABEL
+    from qinfer.core.checkpoint.source import resolve_model
+    from qinfer.core.device import open_device
+    from qinfer.core.engine.engine import Engine, Limits
+    from qinfer.core.engine.sizing import check_run, size_cache
+    from qinfer.core.tokenizer import Tokenizer
+
+    check_run(run)
+    folder = resolve_model(run.model or None, progress=progress.note)
+    tokenizer = Tokenizer.load(folder)
+    loaded = load_model(run, selected, folder, progress)
+    config, hooks = loaded.config, loaded.hooks
+    # What is free is measured again: the weights are in memory now.
+    cache, max_model_len = size_cache(
+        cache_layout(loaded),
+        loaded.run,
+        config.max_position_embeddings,
+        open_device(run.device).memory_free,
+    )
+    limits = Limits(
+        max_model_len=max_model_len,
+        vocab_size=config.vocab_size,
+        eos_token_ids=frozenset((*config.eos_token_ids, *tokenizer.eos_token_ids)),
+    )
+    runner = hooks.open_runner(loaded.model, config, cache, loaded.run)
+    return Opened(
+        loaded=loaded,
+        engine=Engine(runner, cache, loaded.run, limits, tokenizer, hooks),
+        tokenizer=tokenizer,
+        label=run.model or DEMO_LABEL,
+        header=hooks.report_header(loaded.run),
+    )
+
+
+def cache_layout(loaded: LoadedModel) -> CacheSpec:
+    """The KV cache's format: the quant scheme's, or the compute dtype in blocks of run.block_size."""
+    chosen = loaded.hooks.cache_spec(loaded.config, loaded.plan)
+    return chosen or CacheSpec(
+        num_layers=loaded.config.num_layers,
+        num_kv_heads=loaded.config.num_kv_heads,
+        head_dim=loaded.config.head_dim,
+        dtype=loaded.plan.kv_cache or loaded.config.compute_dtype,
+        block_size=loaded.run.block_size,
+    )
+
+
+def _check_fit(hooks: Hooks, raw: Mapping[str, Any], record: PluginRecord) -> None:
+    """Refuse a plugin that was named for a checkpoint of another family."""
+    info = hooks.plugin("model")
+    listed = raw.get("architectures")
+    architectures: Sequence[Any] = listed if isinstance(listed, list) else []
+    if raw.get("model_type") in info.model_types or set(info.architectures) & set(architectures):
+        return
+    raise BadCheckpoint(
+        f"plugin {record.reference} reads model_type {', '.join(info.model_types) or 'nothing'}, and "
+        f"the checkpoint's config.json has model_type {raw.get('model_type')!r} and architectures "
+        f"{architectures}",
+        remedy="Leave out --plugin to have it chosen, or see qinfer list-plugins.",
+    )
+
+
+def _build(
+    folder: Path, config: ModelConfig, hooks: Hooks, plan: QuantPlan, progress: Progress
+) -> tuple[Any, LoadStats]:
+    from qinfer.core.checkpoint.files import Checkpoint
+    from qinfer.core.checkpoint.layout import plan_loading
+    from qinfer.core.checkpoint.loader import StreamedParts
+    from qinfer.core.device import place
+
+    begin = time.perf_counter()
+    checkpoint = Checkpoint(folder)
+    loading = plan_loading(checkpoint, hooks.weight_rules(config))
+    with progress.bar("Loading weights", loading.total_bytes) as advance:
+        parts = StreamedParts(
+            checkpoint, loading, config, hooks, plan, place=place, on_tensor=advance
+        )
+        model = hooks.build_model(config, parts)
+    parts.finish()
+    return model, parts.stats(time.perf_counter() - begin)
