@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qinfer.core.errors import Unsupported, UsageError
+from qinfer.core.machine import cpu_features, cpu_name, is_amd, memory, usable_cores
 from qinfer.core.types import Array, DeviceInfo
 
 _CARRIERS: Mapping[str, type[np.generic]] = {
@@ -28,6 +28,7 @@ def import_paddle(threads: int = 0) -> Any:
     Raises Unsupported when it is not installed or does not load. The number of threads holds for
     the whole process, so the last call decides.
     """
+    _wake_mkl()
     try:
         with warnings.catch_warnings():
             # Paddle advises on the ccache compiler cache at every import.
@@ -40,14 +41,21 @@ def import_paddle(threads: int = 0) -> Any:
         ) from error
     paddle.disable_signal_handler()  # else it prints a C++ trace on Ctrl-C
     # Paddle computes with one thread by default, and with OMP_NUM_THREADS it prints a warning.
-    paddle.base.core.set_num_threads(threads or usable_processors())
+    paddle.base.core.set_num_threads(threads or usable_cores())
     return paddle
 
 
-def usable_processors() -> int:
-    """Processors this process may run on."""
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+def _wake_mkl() -> None:
+    """Let Paddle's bundled MKL use what an AMD processor has; it must be told before it loads.
+
+    The wheel links MKL 2019, which runs its slowest code on processors that aren't Intel's. Its own
+    switch chooses the AVX-512 (7) or AVX2 (5) code instead: on a Zen 4 with two threads, float32
+    products went from 86 to 428 GFLOP/s.
+    """
+    features = cpu_features()
+    if is_amd() and "avx2" in features:
+        choice = "7" if "avx512bw" in features else "5"
+        os.environ.setdefault("MKL_DEBUG_CPU_TYPE", choice)
 
 
 def open_device(name: str) -> DeviceInfo:
@@ -60,8 +68,14 @@ def open_device(name: str) -> DeviceInfo:
             "this version of qinfer computes on the CPU only; GPU operators are in the making",
             remedy="Use --device cpu (or auto).",
         )
-    total, free = _memory()
-    return DeviceInfo(kind="cpu", name="cpu", memory_total=total, memory_free=free)
+    total, free = memory()
+    return DeviceInfo(
+        kind="cpu",
+        name=cpu_name(),
+        memory_total=total,
+        memory_free=free,
+        features=frozenset(cpu_features()),
+    )
 
 
 def place(array: NDArray[Any], dtype: str = "") -> Array:
@@ -81,24 +95,3 @@ def place(array: NDArray[Any], dtype: str = "") -> Array:
     if carrier is not None:
         tensor = tensor.view(array.dtype.name)
     return tensor.astype(dtype) if dtype and dtype != array.dtype.name else tensor
-
-
-def _memory() -> tuple[int, int]:
-    """Total and free memory in bytes, within the limits of a container."""
-    page = os.sysconf("SC_PAGE_SIZE")
-    total = free = os.sysconf("SC_PHYS_PAGES") * page
-    for line in _read("/proc/meminfo").splitlines():
-        if line.startswith("MemAvailable:"):
-            free = int(line.split()[1]) * 1024
-    limit, used = _read("/sys/fs/cgroup/memory.max"), _read("/sys/fs/cgroup/memory.current")
-    if limit.strip().isdigit() and used.strip().isdigit():
-        total = min(total, int(limit))
-        free = max(min(free, int(limit) - int(used)), 0)
-    return total, free
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""

@@ -32,7 +32,8 @@ class _Pieces:
             self.last = delta
 
     def completion(self, wants_logprobs: bool) -> Completion:
-        assert self.last is not None and self.last.finish_reason is not None
+        assert self.last is not None
+        assert self.last.finish_reason is not None
         return Completion(
             index=self.last.index,
             text="".join(self.texts),

@@ -31,7 +31,7 @@ class LLM:
     memory. max_model_len: tokens, 0 for the model's own context or as much of it as fits.
     progress: report on stderr.
 
-    ``tokenizer``, ``label`` (what is loaded), ``load_stats``, ``header`` (the plugins' lines for
+    ``tokenizer``, ``label`` (what is loaded), ``plugin`` (that reads it), ``load_stats``, ``header`` (the plugins' lines for
     it) and ``max_model_len`` describe what was opened. Raises the errors of
     ``qinfer.core.errors``; names are checked before anything is loaded.
     """
@@ -70,6 +70,7 @@ class LLM:
         selected = select(run)
         opened = open_engine(run, selected, TerminalProgress() if progress else NoProgress())
         self.engine, self.tokenizer, self.label = opened.engine, opened.tokenizer, opened.label
+        self.plugin = opened.loaded.run.plugin
         self.max_model_len = opened.engine.limits.max_model_len
         self.load_stats, self.header = opened.loaded.stats, opened.header
         self._loaded = opened.loaded
@@ -77,7 +78,8 @@ class LLM:
 
     def chat_text(self, messages: Messages) -> str:
         """The prompt of a conversation: by the checkpoint's template, else by the model plugin,
-        else ChatML. Raises BadInput for bad messages or a template that fails."""
+        else ChatML. Raises BadInput for bad messages or a template that fails.
+        """
         from qinfer.core.chat import chatml, check_messages, render_chat
 
         checked = check_messages(list(messages))
@@ -146,7 +148,8 @@ class LLM:
         self, prompt: Prompt, params: SamplingParams | None = None
     ) -> tuple[int, SamplingParams, tuple[str, list[int]]]:
         """Queue a prompt: its request id, its parameters with defaults filled in, and its text
-        and tokens. Raises BadInput or InvalidParams. ``drop`` must follow in the end."""
+        and tokens. Raises BadInput or InvalidParams. ``drop`` must follow in the end.
+        """
         text = prompt if isinstance(prompt, str) else self.chat_text(prompt)
         if not text.strip():
             raise BadInput("the prompt is empty", remedy="Give some text to answer.")
@@ -159,7 +162,8 @@ class LLM:
 
     def collect(self, request: int) -> list[Delta]:
         """What a request has gained; runs a step, which serves all requests, if that is
-        nothing."""
+        nothing.
+        """
         if not self._inbox[request]:
             for owner, delta in self.engine.step():
                 self._inbox[owner].append(delta)

@@ -11,7 +11,8 @@ from qinfer.core.types import Array, LinearSpec, SamplingInput, StepInput, StepO
 class Layer(Protocol):
     """A linear layer with its parameters: [T, in_features] -> [T, out_features]."""
 
-    def __call__(self, x: Array) -> Array: ...
+    def __call__(self, x: Array) -> Array:
+        """Multiply by the weight and add the bias, if there is one."""
 
 
 LinearFactory = Callable[[LinearSpec], Layer]
@@ -28,7 +29,8 @@ class ModelParts(Protocol):
 
     def constant(self, array: Array, dtype: str = "") -> Array:
         """A computed numpy table (such as rotary cosines) on the device, by default in
-        the compute dtype."""
+        the compute dtype.
+        """
 
 
 class Model(Protocol):

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 def rotary_table(positions: int, head_dim: int, theta: float) -> NDArray[np.float32]:
-    """cos and signed sin for each position, computed in float64: [positions, 2 * head_dim].
+    """Cos and signed sin for each position, computed in float64: [positions, 2 * head_dim].
 
     Row p is [cos | cos | -sin | sin] of p * theta^(-2i / head_dim), i < head_dim / 2
     (arXiv:2104.09864, in the half-rotation form Qwen2 uses).

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from qinfer.core.discovery import PluginRecord, discover
+from qinfer.core.discovery import Installed, PluginRecord, discover
 from qinfer.core.errors import BadCheckpoint, UsageError
 from qinfer.core.hooks import Hooks
 from qinfer.core.selection import detect_model, open_session, resolve
@@ -36,8 +36,10 @@ class Progress(Protocol):
 @dataclass(frozen=True, kw_only=True)
 class Selected:
     """The plugins a run names, found in the metadata but not imported; ``model`` is None until
-    a config.json decides."""
+    a config.json decides.
+    """
 
+    installed: Installed
     model: PluginRecord | None
     quant: PluginRecord
     backend: PluginRecord
@@ -65,6 +67,7 @@ def select(run: RunConfig) -> Selected:
         raise UsageError(f"unknown dtype {run.dtype!r}", remedy=f"Use one of {', '.join(DTYPES)}.")
     installed = discover()
     return Selected(
+        installed=installed,
         model=resolve("model", run.plugin, installed) if run.plugin else None,
         quant=resolve("quant", run.quant, installed),
         backend=resolve("backend", run.backend, installed),
@@ -82,7 +85,7 @@ def load_model(run: RunConfig, selected: Selected, folder: Path, progress: Progr
     from qinfer.core.device import import_paddle, open_device
 
     raw = read_json(folder / "config.json")
-    record = selected.model or detect_model(raw)
+    record = selected.model or detect_model(raw, selected.installed)
     device = open_device(run.device)
     import_paddle(run.threads)
     hooks = open_session([record, selected.quant, selected.backend, *selected.observers])
@@ -164,7 +167,7 @@ def open_engine(run: RunConfig, selected: Selected, progress: Progress) -> Opene
 
 
 def cache_layout(loaded: LoadedModel) -> CacheSpec:
-    """The KV cache's format: the quant scheme's, or the compute dtype in blocks of run.block_size."""
+    """The KV cache's format: the quant scheme's choice, else the compute dtype."""
     chosen = loaded.hooks.cache_spec(loaded.config, loaded.plan)
     return chosen or CacheSpec(
         num_layers=loaded.config.num_layers,
@@ -183,9 +186,9 @@ def _check_fit(hooks: Hooks, raw: Mapping[str, Any], record: PluginRecord) -> No
     if raw.get("model_type") in info.model_types or set(info.architectures) & set(architectures):
         return
     raise BadCheckpoint(
-        f"plugin {record.reference} reads model_type {', '.join(info.model_types) or 'nothing'}, and "
-        f"the checkpoint's config.json has model_type {raw.get('model_type')!r} and architectures "
-        f"{architectures}",
+        f"plugin {record.reference} reads model_type {', '.join(info.model_types) or 'nothing'}, "
+        f"and the checkpoint's config.json has model_type {raw.get('model_type')!r} and "
+        f"architectures {architectures}",
         remedy="Leave out --plugin to have it chosen, or see qinfer list-plugins.",
     )
 

@@ -82,7 +82,8 @@ class ModelPlugin(Plugin):
     @_one
     def weight_rules(self, config: ModelConfig) -> Sequence[WeightRule] | None:
         """How each parameter comes from the checkpoint. A linear called NAME has the targets
-        ``NAME.weight`` and, with a bias, ``NAME.bias``."""
+        ``NAME.weight`` and, with a bias, ``NAME.bias``.
+        """
 
     @_one
     def build_model(self, config: ModelConfig, parts: ModelParts) -> Model | None:
@@ -108,7 +109,8 @@ class QuantPlugin(Plugin):
     ) -> Mapping[str, Array] | None:
         """Turn a numpy weight [out_features, in_features] (float32, float16 or ml_dtypes
         bfloat16, as the checkpoint has it) into named numpy arrays to be placed on the device.
-        A bias is added to them as "bias" by the core."""
+        A bias is added to them as "bias" by the core.
+        """
 
     @_one
     def build_linear(

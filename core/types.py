@@ -163,7 +163,8 @@ class QuantPlan:
 @dataclass(frozen=True, kw_only=True)
 class CacheSpec:
     """The paged KV cache: per layer a key and a value tensor
-    [num_blocks, block_size, num_kv_heads, head_dim]."""
+    [num_blocks, block_size, num_kv_heads, head_dim].
+    """
 
     num_layers: int
     num_kv_heads: int
@@ -203,8 +204,8 @@ class RunConfig:
 class SamplingInput:
     """How to choose one token for each of R logit rows (all 1-D, float32 or int64).
 
-    ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 and ``min_p`` 0 are off; ``uniform`` is the
-    row's random number in [0, 1). The edits are (row, token) pairs, each pair once: a positive
+    ``temperature`` 0 is greedy; ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off; ``uniform`` is
+    the row's random number in [0, 1). The edits are (row, token) pairs, each pair once: a positive
     logit is divided and a negative one multiplied by ``edit_scale``, then ``edit_bias`` is added.
     ``num_logprobs`` is -1 for none, 0 for the chosen token's, k for the k best as well.
     """
@@ -243,7 +244,8 @@ class StepInput:
 @dataclass(frozen=True, kw_only=True)
 class StepOutput:
     """The chosen tokens [R] int64 and, where asked for, log-probabilities of the unedited
-    distribution: of the chosen token [R], of the best tokens [R, k] with their ids [R, k]."""
+    distribution: of the chosen token [R], of the best tokens [R, k] with their ids [R, k].
+    """
 
     token_ids: Array
     logprobs: Array | None = None

@@ -16,7 +16,7 @@ E4M3_MAX = 448.0
 
 @operator
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x [T, in], weight [in, out] of x's dtype, bias [out] or None: [T, out]."""
+    """X [T, in], weight [in, out] of x's dtype, bias [out] or None: [T, out]."""
     return _add(paddle.matmul(x, weight), bias)
 
 

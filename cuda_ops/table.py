@@ -26,6 +26,7 @@ class Operator(Generic[P, R]):
         self.run = reference
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the version in use."""
         return self.run(*args, **kwargs)
 
 

@@ -39,11 +39,12 @@ def size_cache(
     """Give the cache its number of blocks; returns it and the context length it allows.
 
     ``context`` is the model's own limit in tokens, ``memory_free`` in bytes. No more is taken than
-    ``run.max_num_seqs`` full contexts need. Without ``run.max_model_len`` the context shrinks to what
-    fits; raises Unsupported, naming the bytes needed, if that is too little.
+    ``run.max_num_seqs`` full contexts need. Without ``run.max_model_len`` the context shrinks to
+    what fits; raises Unsupported, naming the bytes needed, if that is too little.
     """
     wanted = min(run.max_model_len or context, context)
-    budget = run.kv_cache_memory or min(int(memory_free * DEFAULT_SHARE), DEFAULT_LIMIT)
+    share = int(memory_free * DEFAULT_SHARE) if memory_free else DEFAULT_LIMIT  # 0: unknown
+    budget = run.kv_cache_memory or min(share, DEFAULT_LIMIT)
     fitting = budget // spec.bytes_per_block
     needed = wanted if run.max_model_len else min(SHORTEST_CONTEXT, wanted)
     if fitting * spec.block_size < needed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from qinfer.core.chat import chatml
 from qinfer.core.config import decoder_config
@@ -35,7 +35,7 @@ class Qwen2(ModelPlugin):
     )
     system_prompt = "You are a helpful assistant."
     """Used when a checkpoint has no chat template and the conversation no system message."""
-    defaults: dict[str, Any] = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0}
+    defaults: ClassVar[dict[str, Any]] = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0}
     """What transformers' Qwen2Config assumes for a key that config.json leaves out."""
 
     @hookimpl

@@ -52,7 +52,7 @@ class Fp8(QuantPlugin):
 
     @hookimpl
     def pack_weight(self, spec: LinearSpec, scheme: Scheme, weight: Array) -> dict[str, Array]:
-        """weight [in, out] float8_e4m3fn and scale [out] float32."""
+        """Weight [in, out] float8_e4m3fn and scale [out] float32."""
         return pack_e4m3(weight) if scheme == FP8 else pack_plain(scheme, weight)
 
     @hookimpl

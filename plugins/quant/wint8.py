@@ -44,7 +44,7 @@ class WInt8(QuantPlugin):
 
     @hookimpl
     def pack_weight(self, spec: LinearSpec, scheme: Scheme, weight: Array) -> dict[str, Array]:
-        """weight [in, out] int8 and scale [out] float32."""
+        """Weight [in, out] int8 and scale [out] float32."""
         return pack_int8(weight) if scheme == INT8 else pack_plain(scheme, weight)
 
     @hookimpl

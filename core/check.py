@@ -1,0 +1,114 @@
+"""Load a plugin in a process of its own, so that nothing it does on import can hurt ours.
+
+``python -m qinfer.core.check KIND DIST NAME`` prints one JSON object with ``ok`` (it loads and
+keeps the contract), ``summary``, ``api``, ``problems`` and ``remedy``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+
+from qinfer.core.discovery import PluginRecord
+from qinfer.core.errors import BrokenPlugin
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckResult:
+    """What loading a plugin showed. With ``ok``, ``problems`` are flaws it can be used with."""
+
+    ok: bool
+    summary: str = ""
+    api: str = ""
+    problems: tuple[str, ...] = ()
+    remedy: str = ""
+
+
+def check_all(records: Sequence[PluginRecord], timeout: float = 60.0) -> list[CheckResult]:
+    """Check each plugin in its own subprocess, a few at once; results in the order given."""
+    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+        return list(pool.map(lambda record: check_plugin(record, timeout), records))
+
+
+def check_plugin(record: PluginRecord, timeout: float = 60.0) -> CheckResult:
+    """Check one plugin; ``timeout`` in seconds. Never raises for what the plugin does."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", "qinfer.core.check", record.kind, record.dist, record.name],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,  # so that what the plugin starts can be ended with it
+    )
+    try:
+        output, noise = child.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        _end(child)
+        return CheckResult(ok=False, problems=(f"still loading after {timeout:g} seconds",))
+    try:
+        answer = json.loads(output)
+        return CheckResult(**{**answer, "problems": tuple(answer["problems"])})
+    except (ValueError, TypeError, KeyError):
+        last = (noise.strip().splitlines() or ["it wrote nothing to stderr"])[-1][:200]
+        return CheckResult(ok=False, problems=(f"{_ending(child.returncode)} on import: {last}",))
+
+
+def _end(child: subprocess.Popen[str]) -> None:
+    """Kill the child and whatever it started, without waiting for pipes others may hold."""
+    if hasattr(os, "killpg"):
+        os.killpg(child.pid, signal.SIGKILL)
+    else:
+        child.kill()
+    child.wait()
+    for pipe in (child.stdout, child.stderr):
+        if pipe:
+            pipe.close()
+
+
+def _ending(code: int) -> str:
+    if code >= 0:
+        return f"ended the process with exit code {code}"
+    try:
+        return f"crashed with {signal.Signals(-code).name}"
+    except ValueError:
+        return f"crashed with signal {-code}"
+
+
+def _examine(kind: str, dist: str, name: str) -> CheckResult:
+    """Load the plugin here and compare its info with its metadata."""
+    from qinfer.core.selection import load_plugin, resolve
+
+    try:
+        record = resolve(kind, f"{dist}:{name}")
+        info = load_plugin(record).info
+    except BrokenPlugin as error:
+        why = error.message.removeprefix(f"{record.label} ")
+        return CheckResult(ok=False, problems=(why,), remedy=error.remedy)
+    problems = []
+    if set(info.aliases) != set(record.aliases):
+        said, listed = sorted(info.aliases), list(record.aliases)
+        problems.append(f"aliases are {said} in its info but {listed} in its entry points")
+    unread = set(record.reads) - {*info.model_types, *info.architectures}
+    if unread:
+        problems.append(f"its entry points read {sorted(unread)}, its info does not")
+    return CheckResult(ok=True, summary=info.summary, api=info.api, problems=tuple(problems))
+
+
+def _main() -> None:
+    answer_fd = os.dup(1)
+    os.dup2(2, 1)  # what a plugin prints on import must not mix with the answer
+    result = _examine(*sys.argv[1:4])
+    with os.fdopen(answer_fd, "w", encoding="utf-8") as answer:
+        json.dump(asdict(result), answer)
+    os._exit(0)  # threads and exit handlers a plugin left behind must not hold us up
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,147 @@
+"""The parts a model is built from, streamed: one tensor at a time is read, packed and placed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from qinfer.core.checkpoint.assemble import DTYPES, assemble, round_to
+from qinfer.core.checkpoint.files import Checkpoint
+from qinfer.core.checkpoint.layout import LoadPlan, Pick
+from qinfer.core.checkpoint.rules import num_parameters
+from qinfer.core.errors import BrokenPlugin
+from qinfer.core.protocols import Layer
+from qinfer.core.types import Array, LinearSpec, LoadStats, ModelConfig, QuantPlan, Scheme
+
+Place = Callable[[NDArray[Any], str], Array]
+"""Turns a numpy array into a device tensor of the dtype named; "" keeps the array's own."""
+
+
+class PackingHooks(Protocol):
+    """The two hooks of a quant scheme that loading calls."""
+
+    def pack_weight(self, spec: LinearSpec, scheme: Scheme, weight: Array) -> Mapping[str, Array]:
+        """A weight [out, in] as named numpy arrays."""
+
+    def build_linear(self, spec: LinearSpec, scheme: Scheme, params: Mapping[str, Array]) -> Layer:
+        """The layer over those arrays, placed."""
+
+
+class StreamedParts:
+    """``core.protocols.ModelParts`` over a checkpoint.
+
+    ``place`` puts an array on the device. A read-only array may be a mapped file and has to be
+    copied; a writable one is not used again here. ``on_tensor`` is told the bytes read of each
+    target; they add up to ``plan.total_bytes``. Call ``finish`` when the model is built.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        plan: LoadPlan,
+        config: ModelConfig,
+        hooks: PackingHooks,
+        quant_plan: QuantPlan,
+        *,
+        place: Place,
+        on_tensor: Callable[[int], None] | None = None,
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._config = config
+        self._hooks = hooks
+        self._quant_plan = quant_plan
+        self._place = place
+        self._on_tensor = on_tensor or (lambda _: None)
+        self._waiting = dict(plan.picks)
+        self._rules = [pick.rule for pick in plan.picks.values()]
+        self._targets = frozenset(plan.picks)
+        self._bytes = 0
+        self._layers: Counter[str] = Counter()
+
+    def linear(self, spec: LinearSpec) -> Layer:
+        """Read, pack and place one linear layer.
+
+        Raises BadCheckpoint for a tensor that holds NaN or infinity, BrokenPlugin for a layer the
+        weight rules or the quant plan do not have, or that was asked for before.
+        """
+        scheme = self._quant_plan.by_layer.get(spec.name)
+        if scheme is None:
+            raise _broken(f"asks for the linear {spec.name}, which linear_layers does not list")
+        target = f"{spec.name}.weight"
+        pick = self._take(target, (spec.out_features, spec.in_features))
+        packed = self._hooks.pack_weight(
+            spec=spec, scheme=scheme, weight=assemble(self._checkpoint, pick)
+        )
+        params = {name: self._put(array, "") for name, array in packed.items()}
+        del packed
+        self._on_tensor(pick.nbytes)
+        if spec.bias:
+            params["bias"] = self._rounded(f"{spec.name}.bias", (spec.out_features,))
+        self._layers[scheme.name] += 1
+        return self._hooks.build_linear(spec=spec, scheme=scheme, params=params)
+
+    def parameter(self, name: str, dtype: str = "") -> Array:
+        """A tensor by its rule's target: rounded to ``config.dtype``, held in ``dtype`` (by
+        default the compute dtype).
+
+        Raises as ``linear`` does.
+        """
+        return self._rounded(name, None, dtype)
+
+    def constant(self, array: Array, dtype: str = "") -> Array:
+        """A computed numpy table on the device, by default in the compute dtype."""
+        return self._place(array, dtype or self._config.compute_dtype)
+
+    def finish(self) -> None:
+        """Raise BrokenPlugin if the weight rules give targets that nobody asked for."""
+        if self._waiting:
+            names = list(self._waiting)
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            raise _broken(
+                f"has weight rules for targets that its build_model never asks for: "
+                f"{', '.join(names[:5])}{more}"
+            )
+
+    def stats(self, seconds: float) -> LoadStats:
+        """What has been loaded so far; a tensor read for two targets counts as one parameter."""
+        return LoadStats(
+            seconds=seconds,
+            parameter_bytes=self._bytes,
+            num_parameters=num_parameters(self._rules),
+            layers_by_scheme=dict(self._layers),
+            skipped=dict(self._quant_plan.skipped),
+        )
+
+    def _rounded(self, name: str, shape: tuple[int, ...] | None, dtype: str = "") -> Array:
+        pick = self._take(name, shape)
+        array = round_to(assemble(self._checkpoint, pick), self._config.dtype, name)
+        placed = self._put(array, dtype or self._config.compute_dtype)
+        self._on_tensor(pick.nbytes)
+        return placed
+
+    def _put(self, array: NDArray[Any], dtype: str) -> Array:
+        self._bytes += array.size * DTYPES[dtype].itemsize if dtype else array.nbytes
+        return self._place(array, dtype)
+
+    def _take(self, target: str, shape: tuple[int, ...] | None) -> Pick:
+        """Strike a target off the list of those not asked for yet."""
+        pick = self._waiting.pop(target, None)
+        if pick is None:
+            if target in self._targets:
+                raise _broken(f"asks for {target} a second time")
+            raise _broken(f"asks for {target}, which its weight_rules do not give")
+        if shape is not None and pick.rule.shape != shape:
+            raise _broken(
+                f"asks for {target} as {list(shape)}, its weight rule says {list(pick.rule.shape)}"
+            )
+        return pick
+
+
+def _broken(what: str) -> BrokenPlugin:
+    return BrokenPlugin(
+        f"the model plugin {what}.",
+        remedy="This is a mistake in the plugin: report it to its authors.",
+    )

@@ -1,0 +1,98 @@
+"""config.json and generation_config.json: checks and translation that model families share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from qinfer.core.checkpoint.config_check import LIMITS, ConfigChecker, show
+from qinfer.core.checkpoint.json_file import read_json
+from qinfer.core.errors import BadCheckpoint
+from qinfer.core.types import ModelConfig
+
+__all__ = ["decoder_config", "generation_config", "read_json", "with_generation"]
+
+OPTIONAL = ("head_dim", "num_key_value_heads")
+
+
+def decoder_config(raw: Mapping[str, Any], *, defaults: Mapping[str, Any]) -> ModelConfig:
+    """Check a parsed config.json of a Llama-like decoder and translate it.
+
+    Reads both the keys of transformers 4 (``rope_theta``, ``rope_scaling``, ``torch_dtype``) and
+    of transformers 5 (``rope_parameters``, ``dtype``, ``layer_types``). ``defaults`` gives values
+    for keys the file may leave out, under their names in config.json, and ``attention_bias``,
+    ``qkv_bias`` or ``no_bias`` where the family knows only one answer. Without a default,
+    num_key_value_heads is the number of heads, head_dim is hidden_size / heads,
+    hidden_act silu, the dtype bfloat16 and tie_word_embeddings false.
+
+    Raises BadCheckpoint listing every problem: missing, mistyped and impossible values, and
+    settings that would change the model's mathematics and are not supported.
+    """
+    check = ConfigChecker(raw, defaults)
+    config = _read(check)
+    if check.problems:
+        raise BadCheckpoint(
+            "config.json describes no model that can be run:\n"
+            + "\n".join(f"  {problem}" for problem in check.problems),
+            remedy="Correct config.json, take it again from where the model was published, or "
+            "choose a checkpoint without the settings that are not supported.",
+        )
+    return config
+
+
+def _read(check: ConfigChecker) -> ModelConfig:
+    """Every field, with 0 or "" in place of a bad one; the problems are in ``check``."""
+    size = {key: check.integer(key) for key in LIMITS if key not in OPTIONAL}
+    hidden, heads = size["hidden_size"], size["num_attention_heads"]
+    grouped = check.get("num_key_value_heads") is not None
+    kv_heads = check.integer("num_key_value_heads") if grouped else heads
+    if heads and kv_heads and heads % kv_heads:
+        check.add(
+            f"num_attention_heads: {heads} is not a multiple of num_key_value_heads, {kv_heads}"
+        )
+    activation = check.get("hidden_act", "silu")
+    if activation not in ("silu", "swish"):
+        check.add(f"hidden_act: only silu is supported, found {show(activation)}")
+    check.neutral_settings(size["num_hidden_layers"])
+    return ModelConfig(
+        model_type=check.text("model_type"),
+        vocab_size=size["vocab_size"],
+        hidden_size=hidden,
+        intermediate_size=size["intermediate_size"],
+        num_layers=size["num_hidden_layers"],
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=check.head_dim(hidden, heads),
+        max_position_embeddings=size["max_position_embeddings"],
+        rms_norm_eps=check.number("rms_norm_eps", check.get("rms_norm_eps"), 1.0),
+        rope_theta=check.rope_theta(),
+        tie_word_embeddings=check.flag("tie_word_embeddings", False),
+        dtype=check.dtype(),
+        eos_token_ids=check.tokens(
+            "eos_token_id", check.raw.get("eos_token_id"), size["vocab_size"]
+        ),
+    )
+
+
+def generation_config(folder: Path) -> dict[str, Any]:
+    """The parsed generation_config.json of a checkpoint, {} where it has none."""
+    path = folder / "generation_config.json"
+    return read_json(path) if path.exists() else {}
+
+
+def with_generation(config: ModelConfig, generation: Mapping[str, Any]) -> ModelConfig:
+    """``config`` with the ``eos_token_id`` (int or list) of generation_config.json added.
+
+    Raises BadCheckpoint if that is no token id.
+    """
+    check = ConfigChecker(generation, {})
+    ids = check.tokens("eos_token_id", generation.get("eos_token_id"), config.vocab_size)
+    if check.problems:
+        raise BadCheckpoint(
+            f"generation_config.json: {check.problems[0]}.",
+            remedy="Correct that key or remove the file.",
+        )
+    merged: Sequence[int] = (*config.eos_token_ids, *ids)
+    return replace(config, eos_token_ids=tuple(dict.fromkeys(merged)))

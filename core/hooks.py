@@ -1,0 +1,222 @@
+"""The hooks of a session, typed: what a plugin gives back is checked where it comes in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pluggy
+
+from qinfer.core.bound_hook import BoundHook, describe
+from qinfer.core.discovery import PluginRecord
+from qinfer.core.errors import Unsupported
+from qinfer.core.protocols import Layer, Model, ModelParts, Runner
+from qinfer.core.specs import PROJECT, SPECS, Plugin
+from qinfer.core.types import (
+    Array,
+    CacheSpec,
+    DeviceInfo,
+    LinearSpec,
+    LoadStats,
+    ModelConfig,
+    PluginInfo,
+    QuantPlan,
+    RequestStats,
+    RunConfig,
+    Scheme,
+    StepStats,
+    Support,
+    WeightRule,
+)
+
+_T = TypeVar("_T")
+
+
+class Hooks:
+    """The hooks of the selected plugins.
+
+    Every method passes a plugin's QinferError on, raises BrokenPlugin naming the plugin for any
+    other failure or a wrong result, and Unsupported when no selected plugin has that hook.
+    """
+
+    def __init__(self, plugins: Sequence[tuple[PluginRecord, Plugin]]) -> None:
+        """Register checked plugins. Raises BrokenPlugin when two answer a one-answer hook."""
+        self._plugins = plugins
+        manager = pluggy.PluginManager(PROJECT)
+        manager.add_hookspecs(type("AllHooks", tuple(SPECS.values()), {}))
+        for number, (_, plugin) in enumerate(plugins):
+            manager.register(plugin, str(number))
+        manager.check_pending()
+        self._hooks: dict[str, tuple[BoundHook, ...]] = {}
+        for name, caller in vars(manager.hook).items():
+            if not name.startswith("_"):
+                self._hooks[name] = self._bind(manager, name, caller)
+
+    def _bind(
+        self, manager: pluggy.PluginManager, name: str, caller: pluggy.HookCaller
+    ) -> tuple[BoundHook, ...]:
+        """Split a hook into one caller per plugin."""
+        everyone = manager.get_plugins()
+        bound = []
+        for implementation in caller.get_hookimpls():
+            record = self._plugins[int(implementation.plugin_name)][0]
+            alone = manager.subset_hook_caller(name, everyone - {implementation.plugin})
+            bound.append(BoundHook(record, name, alone))
+        if len(bound) > 1 and caller.spec and caller.spec.opts.get("firstresult"):
+            others = " and ".join(hook.record.label for hook in bound[:-1])
+            raise bound[-1].record.broken(f"implements {name}, which {others} does already")
+        return tuple(bound)
+
+    def _one(self, name: str) -> BoundHook:
+        if not self._hooks[name]:
+            selected = ", ".join(record.label for record, _ in self._plugins)
+            raise Unsupported(f"none of the selected plugins can {name}: {selected or 'none'}")
+        return self._hooks[name][0]
+
+    def _each(
+        self, name: str, expected: type[_T], **arguments: Any
+    ) -> list[tuple[PluginRecord, _T]]:
+        """Every plugin's answer; one that gives None has nothing to say."""
+        found = []
+        for hook in self._hooks[name]:
+            for value in hook(**arguments):
+                if not isinstance(value, expected):
+                    raise hook.wrong(f"{describe(value)} where {expected.__name__} is needed")
+                found.append((hook.record, value))
+        return found
+
+    def plugin(self, kind: str) -> PluginInfo:
+        """What the selected plugin of that kind says of itself. Raises LookupError without one."""
+        for record, plugin in self._plugins:
+            if record.kind == kind:
+                return plugin.info
+        raise LookupError(f"this session has no {kind} plugin")
+
+    def probe(self, device: DeviceInfo) -> list[tuple[PluginRecord, Support]]:
+        """Which of the plugins that care can work on the device."""
+        return self._each("probe", Support, device=device)
+
+    def require_support(self, device: DeviceInfo) -> None:
+        """Raise Unsupported for the first plugin that cannot work on the device."""
+        for record, support in self.probe(device):
+            if not support.ok:
+                where = f"{device.kind} {device.name}".strip()
+                why = support.reason or "it gives no reason"
+                message = f"{record.label} cannot run on {where}: {why}"
+                raise Unsupported(message, remedy=support.remedy)
+
+    def configure(self, run: RunConfig) -> None:
+        """Tell every plugin the run's settings."""
+        for hook in self._hooks["configure"]:
+            hook(run=run)
+
+    def report_header(self, run: RunConfig) -> list[str]:
+        """The plugins' lines for the header."""
+        return [line for _, line in self._each("report_header", str, run=run)]
+
+    def read_config(self, raw: Mapping[str, Any]) -> ModelConfig:
+        """Translate a parsed config.json."""
+        return self._one("read_config").typed(ModelConfig, raw=raw)
+
+    def linear_layers(self, config: ModelConfig) -> Sequence[LinearSpec]:
+        """Every linear layer of the model; names are unique, parts add up."""
+        hook = self._one("linear_layers")
+        layers = hook.items(LinearSpec, config=config)
+        seen: set[str] = set()
+        for spec in layers:
+            if spec.name in seen:
+                raise hook.wrong(f'two layers called "{spec.name}"')
+            if spec.parts and sum(spec.parts) != spec.out_features:
+                parts = f"parts {spec.parts} that do not add up to {spec.out_features}"
+                raise hook.wrong(f'for "{spec.name}" {parts}')
+            seen.add(spec.name)
+        return layers
+
+    def weight_rules(self, config: ModelConfig) -> Sequence[WeightRule]:
+        """How each parameter comes from the checkpoint."""
+        return self._one("weight_rules").items(WeightRule, config=config)
+
+    def build_model(self, config: ModelConfig, parts: ModelParts) -> Model:
+        """Build the decoder."""
+        model: Model = self._one("build_model").callables("__call__", config=config, parts=parts)
+        return model
+
+    def chat_prompt(self, config: ModelConfig, messages: Sequence[Mapping[str, str]]) -> str | None:
+        """Messages as the family's prompt, or None when the plugin leaves that to a template."""
+        if not self._hooks["chat_prompt"]:
+            return None
+        return self._one("chat_prompt").typed(str, config=config, messages=messages)
+
+    def plan_quant(
+        self, config: ModelConfig, layers: Sequence[LinearSpec], device: DeviceInfo
+    ) -> QuantPlan:
+        """A scheme for every layer, and for nothing else."""
+        hook = self._one("plan_quant")
+        plan = hook.typed(QuantPlan, config=config, layers=layers, device=device)
+        names = {spec.name for spec in layers}
+        for what, wrong in (
+            ("no scheme for", names - set(plan.by_layer)),
+            ("schemes for the unknown", set(plan.by_layer) - names),
+            ("reasons to skip the unknown", set(plan.skipped) - names),
+        ):
+            if wrong:
+                raise hook.wrong(f"{what} {', '.join(sorted(wrong)[:3])}")
+        for name, scheme in plan.by_layer.items():
+            if not isinstance(scheme, Scheme):
+                raise hook.wrong(f'{describe(scheme)} for "{name}" where Scheme is needed')
+        return plan
+
+    def pack_weight(self, spec: LinearSpec, scheme: Scheme, weight: Array) -> Mapping[str, Array]:
+        """A weight as named numpy arrays; the name "bias" is left to the core."""
+        from numpy import ndarray  # loaded by then; importing it here keeps start-up short
+
+        hook = self._one("pack_weight")
+        params = hook.typed(Mapping, spec=spec, scheme=scheme, weight=weight)  # type: ignore[type-abstract]
+        for name, array in params.items():
+            if not isinstance(name, str) or name == "bias" or not isinstance(array, ndarray):
+                raise hook.wrong(
+                    f"{name!r}: {describe(array)} where names (not bias) of arrays belong"
+                )
+        return params
+
+    def build_linear(self, spec: LinearSpec, scheme: Scheme, params: Mapping[str, Array]) -> Layer:
+        """The layer over packed arrays."""
+        hook = self._one("build_linear")
+        layer: Layer = hook.callables("__call__", spec=spec, scheme=scheme, params=params)
+        return layer
+
+    def cache_spec(self, config: ModelConfig, plan: QuantPlan) -> CacheSpec | None:
+        """The KV cache's format, or None when the scheme leaves it to the core."""
+        if not self._hooks["cache_spec"]:
+            return None
+        return self._one("cache_spec").typed(CacheSpec, config=config, plan=plan)
+
+    def open_runner(
+        self, model: Model, config: ModelConfig, cache: CacheSpec, run: RunConfig
+    ) -> Runner:
+        """Allocate the KV cache and give what runs steps."""
+        hook = self._one("open_runner")
+        runner: Runner = hook.callables(
+            "step", "close", model=model, config=config, cache=cache, run=run
+        )
+        return runner
+
+    def export(self, model: Model, config: ModelConfig, run: RunConfig, path: Path) -> Path:
+        """Write the model as files that run without its plugin."""
+        return self._one("export").typed(Path, model=model, config=config, run=run, path=path)
+
+    def loaded(self, stats: LoadStats) -> None:
+        """Tell the observers that the model is loaded."""
+        for hook in self._hooks["loaded"]:
+            hook(stats=stats)
+
+    def step_done(self, stats: StepStats) -> None:
+        """Tell the observers of a step; costs a dictionary look-up when there is none."""
+        for hook in self._hooks["step_done"]:
+            hook(stats=stats)
+
+    def request_done(self, stats: RequestStats) -> None:
+        """Tell the observers that a request has ended."""
+        for hook in self._hooks["request_done"]:
+            hook(stats=stats)

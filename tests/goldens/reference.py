@@ -1,0 +1,79 @@
+"""What transformers says of a tiny model. Needs torch and transformers, imported when called."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from goldens import tiny
+
+NEW_TOKENS = 24
+
+
+class Answer(NamedTuple):
+    """``logits`` [prompt + NEW_TOKENS, vocab] float32 of the prompt followed by ``tokens``, the
+    greedy continuation [NEW_TOKENS]; ``margin``: least gap between its best and second logit."""
+
+    logits: np.ndarray
+    tokens: np.ndarray
+    margin: float
+
+
+def compute(case: tiny.Case, dtype: str = "float32") -> Answer:
+    """Run Qwen2ForCausalLM in float32 with eager attention; ``dtype`` rounds the weights first.
+
+    The continuation is chosen by re-running the whole sequence each time: no cache takes part.
+    """
+    import torch
+
+    model = _build(case, dtype)
+    prompt = tiny.prompt(case)
+    tokens = list(prompt)
+    with torch.inference_mode():
+        for _ in range(NEW_TOKENS):
+            tokens.append(
+                int(model(torch.tensor([tokens]), use_cache=False).logits[0, -1].argmax())
+            )
+        logits = model(torch.tensor([tokens]), use_cache=False).logits[0].numpy()
+    deciding = np.sort(logits[len(prompt) - 1 : -1], axis=-1)
+    margin = float((deciding[:, -1] - deciding[:, -2]).min())
+    return Answer(logits, np.array(tokens[len(prompt) :], np.int64), margin)
+
+
+def versions() -> dict[str, str]:
+    """What the numbers were computed with."""
+    import torch
+    import transformers
+
+    return {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def _build(case: tiny.Case, dtype: str) -> Any:
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(**case.config)
+    config._attn_implementation = "eager"
+    model = Qwen2ForCausalLM(config).to(torch.float32)
+    state = {name: torch.from_numpy(t) for name, t in tiny.weights(case, dtype).items()}
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    if unexpected or set(missing) - ({"lm_head.weight"} if case.tied else set()):
+        raise ValueError(f"{case.name}: missing {missing}, unexpected {unexpected}")
+    if case.tied:
+        model.tie_weights()
+    _check_theta(model, case)
+    return model.eval()
+
+
+def _check_theta(model: Any, case: tiny.Case) -> None:
+    """Transformers 4 and 5 name the rotary base differently; a default must not slip in."""
+    exponents = np.arange(0, case.head_dim, 2) / case.head_dim
+    held = model.model.rotary_emb.inv_freq.numpy()
+    np.testing.assert_allclose(held, case.rope_theta**-exponents, rtol=1e-5)

@@ -1,0 +1,54 @@
+"""Float64 numpy references, written from the formulas and independent of the operators."""
+
+import numpy as np
+
+
+def rms_norm(x, weight, eps):
+    x = x.astype(np.float64)
+    return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * weight
+
+
+def rotate(x, position, theta):
+    """Half rotation of one head vector [D] at a position, as complex numbers."""
+    half = len(x) // 2
+    angles = position * theta ** (-np.arange(half) * 2.0 / len(x))
+    turned = (x[:half].astype(np.float64) + 1j * x[half:]) * np.exp(1j * angles)
+    return np.concatenate([turned.real, turned.imag])
+
+
+def softmax(x):
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def attention(queries, keys, values, scale):
+    """Causal attention of the last n positions; queries [n, Hq, D], keys and values [L, Hkv, D]."""
+    count, heads, _ = queries.shape
+    length, kv_heads, _ = keys.shape
+    out = np.zeros(queries.shape, np.float64)
+    for i in range(count):
+        seen = length - count + i + 1
+        for h in range(heads):
+            kv = h // (heads // kv_heads)
+            scores = keys[:seen, kv].astype(np.float64) @ queries[i, h] * scale
+            out[i, h] = softmax(scores) @ values[:seen, kv]
+    return out
+
+
+def keep_set(logits, temperature, top_k, top_p, min_p):
+    """Probabilities after temperature, top-k, top-p and min-p, by the definitions, one row."""
+    p = softmax(logits.astype(np.float64) / temperature)
+    order = np.argsort(-p, kind="stable")
+    if top_k:
+        p[order[top_k:]] = 0
+        p /= p.sum()
+    kept, total = [], 0.0
+    for token in order:
+        if total >= top_p or p[token] == 0:
+            break
+        kept.append(token)
+        total += p[token]
+    allowed = [t for t in kept if p[t] >= min_p * p[order[0]]]
+    q = np.zeros_like(p)
+    q[allowed] = p[allowed]
+    return q / q.sum()

@@ -1,0 +1,80 @@
+import numpy as np
+import paddle
+import pytest
+
+from ops import reference64
+from qinfer.core.rotary import rotary_table
+from qinfer.cuda_ops import ops
+
+BLOCK = 4
+STALE = np.float32(np.nan)
+"""What unwritten slots hold: reading one would show in every output."""
+
+
+def paged(rng, lengths, kv_heads, dim):
+    """Keys and values of each sequence scattered over a cache in random block order."""
+    blocks = [-(-length // BLOCK) for length in lengths]
+    order = rng.permutation(sum(blocks) + 3)
+    tables = np.full((len(lengths), max(blocks)), sum(blocks) + 2, np.int32)
+    caches = [np.full((sum(blocks) + 3, BLOCK, kv_heads, dim), STALE) for _ in range(2)]
+    contents, used = [], 0
+    for row, length in enumerate(lengths):
+        tables[row, : blocks[row]] = order[used : used + blocks[row]]
+        used += blocks[row]
+        pair = [rng.normal(size=(length, kv_heads, dim)).astype(np.float32) for _ in range(2)]
+        for cache, content in zip(caches, pair, strict=True):
+            for at in range(length):
+                cache[tables[row, at // BLOCK], at % BLOCK] = content[at]
+        contents.append(pair)
+    return caches, tables, contents
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 4, 16), (9, 3, 64), (5, 1, 20)])
+@pytest.mark.parametrize(
+    ("counts", "lengths"),
+    [([1], [1]), ([1], [13]), ([6], [6]), ([5], [19]), ([1, 7, 3, 1], [8, 7, 11, 30])],
+    ids=["first", "decode", "prefill", "chunk", "ragged"],
+)
+def test_paged_attention(heads, kv_heads, dim, counts, lengths, rng):
+    caches, tables, contents = paged(rng, lengths, kv_heads, dim)
+    queries = rng.normal(size=(sum(counts), heads, dim)).astype(np.float32)
+    starts = np.cumsum([0, *counts]).astype(np.int32)
+    got = ops.paged_attention(
+        paddle.to_tensor(queries),
+        *map(paddle.to_tensor, caches),
+        paddle.to_tensor(starts),
+        paddle.to_tensor(np.array(lengths, np.int32)),
+        paddle.to_tensor(tables),
+        dim**-0.5,
+    ).numpy()
+    for row, (keys, values) in enumerate(contents):
+        part = slice(starts[row], starts[row + 1])
+        expected = reference64.attention(queries[part], keys, values, dim**-0.5)
+        flat = expected.reshape(counts[row], heads * dim)
+        np.testing.assert_allclose(got[part], flat, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 4, 8), (9, 3, 64), (3, 1, 20)])
+@pytest.mark.parametrize("theta", [1e4, 1e6])
+def test_rotary_kv_write(heads, kv_heads, dim, theta, rng):
+    positions = np.array([0, 1, 5, 4000, 63], np.int64)
+    slots = np.array([7, 0, 23, 3, 12], np.int64)
+    qkv = rng.normal(size=(5, (heads + 2 * kv_heads) * dim)).astype(np.float32)
+    caches = [paddle.full([6, BLOCK, kv_heads, dim], 9.0) for _ in range(2)]
+    queries = ops.rotary_kv_write(
+        paddle.to_tensor(qkv),
+        paddle.to_tensor(rotary_table(4096, dim, theta)),
+        paddle.to_tensor(positions),
+        *caches,
+        paddle.to_tensor(slots),
+    ).numpy()
+    split = qkv.reshape(5, -1, dim)
+    keys, values = (cache.numpy().reshape(-1, kv_heads, dim) for cache in caches)
+    for t, (position, slot) in enumerate(zip(positions, slots, strict=True)):
+        turned = np.stack([reference64.rotate(x, position, theta) for x in split[t]])
+        np.testing.assert_allclose(queries[t], turned[:heads], atol=1e-5)
+        np.testing.assert_allclose(keys[slot], turned[heads : heads + kv_heads], atol=1e-5)
+        np.testing.assert_array_equal(values[slot], split[t, heads + kv_heads :])
+    untouched = np.setdiff1d(np.arange(24), slots)
+    assert (keys[untouched] == 9).all()
+    assert (values[untouched] == 9).all()

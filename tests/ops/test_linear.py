@@ -1,0 +1,79 @@
+"""Products in each weight format, against float64 over the very same quantised values."""
+
+import ml_dtypes
+import numpy as np
+import paddle
+import pytest
+
+from qinfer.core.device import place
+from qinfer.cuda_ops import ops
+from qinfer.cuda_ops.linear import E4M3_UNIT, _decode_e4m3
+
+E4M3 = ml_dtypes.float8_e4m3fn
+SHAPES = [(1, 60, 77), (5, 576, 96), (33, 64, 320)]
+
+
+@pytest.fixture(params=SHAPES, ids=lambda s: "x".join(map(str, s)))
+def x_bias(request, rng):
+    tokens, inputs, outputs = request.param
+    x = rng.normal(size=(tokens, inputs)).astype(np.float32)
+    return x, rng.normal(size=outputs).astype(np.float32), (inputs, outputs)
+
+
+def close(got, expected):
+    np.testing.assert_allclose(got.numpy(), expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_linear(x_bias, with_bias, rng):
+    x, bias, shape = x_bias
+    weight = rng.normal(size=shape).astype(np.float32)
+    added = paddle.to_tensor(bias) if with_bias else None
+    got = ops.linear(paddle.to_tensor(x), paddle.to_tensor(weight), added)
+    close(got, x.astype(np.float64) @ weight + (bias if with_bias else 0))
+
+
+def test_linear_int8(x_bias, rng):
+    x, bias, shape = x_bias
+    weight = rng.integers(-127, 128, shape).astype(np.int8)
+    scale = rng.uniform(1e-3, 1, shape[1]).astype(np.float32)
+    got = ops.linear_int8(*map(paddle.to_tensor, (x, weight, scale, bias)))
+    close(got, x.astype(np.float64) @ weight * scale + bias)
+
+
+def test_linear_fp8(x_bias, rng):
+    x, bias, shape = x_bias
+    x[0, 3] = 50  # an outlier, so that one token's small values fall among the subnormals
+    weight = (rng.normal(size=shape) * 40).clip(-448, 448).astype(E4M3)
+    scale = rng.uniform(1e-3, 1, shape[1]).astype(np.float32)
+    got = ops.linear_fp8(*map(place, (x, weight, scale, bias)))
+    # In float32 as the contract says, so that ties fall the same way; the sum in float64.
+    x_scale = np.abs(x).max(axis=1, keepdims=True) / np.float32(448)
+    rounded = np.clip(x / x_scale, -448, 448).astype(E4M3).astype(np.float64)
+    close(got, rounded @ weight.astype(np.float64) * x_scale * scale + bias)
+
+
+def test_linear_fp8_of_a_zero_token_is_the_bias(rng):
+    weight = place(np.full((8, 4), 448, E4M3))
+    got = ops.linear_fp8(paddle.zeros([2, 8]), weight, paddle.ones([4]), paddle.ones([4]))
+    np.testing.assert_array_equal(got.numpy(), np.ones((2, 4)))
+
+
+def test_every_e4m3_code_decodes_exactly():
+    codes = np.arange(256, dtype=np.uint8).view(E4M3)
+    finite = np.isfinite(codes.astype(np.float32))
+    assert finite.sum() == 254
+    got = _decode_e4m3(place(codes.copy()), "float32").numpy() * E4M3_UNIT
+    np.testing.assert_array_equal(got[finite], codes.astype(np.float32)[finite])
+
+
+def test_paddle_rounds_activations_to_the_nearest_e4m3(rng):
+    """The cast the operator relies on, over the whole range and at every tie."""
+    grid = np.unique(np.abs(np.arange(256, dtype=np.uint8).view(E4M3).astype(np.float32)))
+    grid = grid[np.isfinite(grid)]
+    ties = (grid[1:] + grid[:-1]) / 2
+    x = np.concatenate([grid, ties, np.nextafter(ties, 0), np.nextafter(ties, 999)])
+    x = np.concatenate([x, rng.uniform(0, 448, 10_000)]).clip(0, 448).astype(np.float32)
+    x = np.concatenate([x, -x])
+    got = paddle.to_tensor(x).astype("float8_e4m3fn").astype("float32").numpy()
+    np.testing.assert_array_equal(got, x.astype(E4M3).astype(np.float32))

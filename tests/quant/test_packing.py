@@ -1,0 +1,91 @@
+"""Weight packing against the formulas in float64 and against Paddle's own quantiser."""
+
+import ml_dtypes
+import numpy as np
+import paddle
+import pytest
+
+from qinfer.core.arrays import ROWS
+from qinfer.core.types import Scheme
+from qinfer.plugins.quant.fp8 import pack_e4m3
+from qinfer.plugins.quant.none import pack_plain
+from qinfer.plugins.quant.wint8 import pack_int8
+
+E4M3 = ml_dtypes.float8_e4m3fn
+SHAPES = [(1, 16), (ROWS - 1, 60), (ROWS, 64), (3 * ROWS + 5, 77)]
+
+
+@pytest.fixture(params=["float32", "bfloat16", "float16"])
+def weight_of(request, rng):
+    dtype = np.dtype(getattr(ml_dtypes, request.param, request.param))
+    return lambda shape: (rng.normal(size=shape) * 0.05).astype(dtype)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_int8_is_round_half_away_of_127_w_over_absmax(shape, weight_of):
+    weight = weight_of(shape)
+    exact = weight.astype(np.float64)
+    absmax = np.abs(exact).max(axis=1)
+    packed = pack_int8(weight)
+    np.testing.assert_allclose(packed["scale"], absmax / 127, rtol=1e-6)
+    scaled = exact / absmax[:, None] * 127
+    got = packed["weight"].T.astype(np.float64)
+    assert packed["weight"].dtype == np.int8
+    # Half a step, and a little for ties that float32 sees a bit to the side.
+    assert np.abs(got - scaled).max() <= 0.5 + 1e-4
+    assert (np.abs(got).max(axis=1) == 127).all()
+
+
+def test_int8_equals_paddles_weight_quantize(rng):
+    weight = (rng.normal(size=(64, 128)) * 0.05).astype(np.float16)
+    try:
+        theirs, scale = paddle.nn.quant.weight_quantize(
+            paddle.to_tensor(np.ascontiguousarray(weight.T)), algo="weight_only_int8", arch=80
+        )
+    except (RuntimeError, ValueError, OSError) as error:
+        pytest.skip(f"this Paddle cannot quantise here: {error}")
+    packed = pack_int8(weight)
+    np.testing.assert_allclose(packed["scale"], scale.astype("float32").numpy(), rtol=2e-3)
+    # The stored order is permuted for one GPU generation; the multiset of values is not.
+    ours, other = np.sort(packed["weight"].ravel()), np.sort(theirs.numpy().ravel())
+    counts = [np.bincount(x.astype(np.int64) + 128, minlength=256) for x in (ours, other)]
+    shifted = np.roll(counts[1], 128)  # biased to unsigned in storage
+    distance = min(np.abs(counts[0] - c).sum() for c in (counts[1], shifted))
+    assert distance <= 0.02 * weight.size
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_e4m3_is_the_nearest_of_448_w_over_absmax(shape, weight_of):
+    weight = weight_of(shape)
+    exact = weight.astype(np.float64)
+    absmax = np.abs(exact).max(axis=1)
+    packed = pack_e4m3(weight)
+    np.testing.assert_allclose(packed["scale"], absmax / 448, rtol=1e-6)
+    grid = np.arange(256, dtype=np.uint8).view(E4M3).astype(np.float64)
+    grid = np.sort(grid[np.isfinite(grid)])
+    scaled = exact / absmax[:, None] * 448
+    nearest = np.abs(grid[None, None] - scaled[..., None]).min(axis=-1)
+    got = packed["weight"].T.astype(np.float64)
+    assert packed["weight"].dtype == E4M3
+    np.testing.assert_allclose(np.abs(got - scaled), nearest, atol=448 * 1e-6)
+
+
+@pytest.mark.parametrize("pack", [pack_int8, pack_e4m3])
+def test_a_channel_of_zeros_stays_zero(pack, rng):
+    weight = rng.normal(size=(5, 8)).astype(np.float32)
+    weight[2] = 0
+    packed = pack(weight)
+    assert packed["scale"][2] == 0
+    assert (packed["weight"][:, 2].astype(np.float32) == 0).all()
+    assert np.isfinite(packed["weight"].astype(np.float32)).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_plain_weights_are_rounded_once_and_held_in_float32(dtype, weight_of):
+    weight = weight_of((40, 24))
+    scheme = Scheme(name="none", weight_dtype=dtype, input_dtype="float32")
+    packed = pack_plain(scheme, weight)["weight"]
+    target = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    assert packed.dtype == np.float32
+    assert packed.flags.c_contiguous
+    np.testing.assert_array_equal(packed, weight.astype(target).astype(np.float32).T)
