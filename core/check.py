@@ -1,11 +1,12 @@
 """Load a plugin in a process of its own, so that nothing it does on import can hurt ours.
 
-``python -m qinfer.core.check KIND DIST NAME`` prints one JSON object with ``ok`` (it loads and
-keeps the contract), ``summary``, ``api``, ``problems`` and ``remedy``.
+The subprocess prints one JSON object with ``ok`` (it loads and keeps the contract), ``summary``,
+``api``, ``problems`` and ``remedy``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -15,8 +16,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
+from qinfer.core.child import python_command
 from qinfer.core.discovery import PluginRecord
-from qinfer.core.errors import BrokenPlugin
+from qinfer.core.errors import BrokenPlugin, Unsupported
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,9 @@ def check_all(records: Sequence[PluginRecord], timeout: float = 60.0) -> list[Ch
 def check_plugin(record: PluginRecord, timeout: float = 60.0) -> CheckResult:
     """Check one plugin; ``timeout`` in seconds. Never raises for what the plugin does."""
     child = subprocess.Popen(
-        [sys.executable, "-m", "qinfer.core.check", record.kind, record.dist, record.name],
+        python_command(
+            "from qinfer.core.check import main; main()", record.kind, record.dist, record.name
+        ),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -83,8 +87,11 @@ def _ending(code: int) -> str:
 
 def _examine(kind: str, dist: str, name: str) -> CheckResult:
     """Load the plugin here and compare its info with its metadata."""
+    from qinfer.core.device import prepare_paddle
     from qinfer.core.selection import load_plugin, resolve
 
+    with contextlib.suppress(Unsupported):  # a plugin that imports Paddle will say it better
+        prepare_paddle()
     try:
         record = resolve(kind, f"{dist}:{name}")
         info = load_plugin(record).info
@@ -101,14 +108,11 @@ def _examine(kind: str, dist: str, name: str) -> CheckResult:
     return CheckResult(ok=True, summary=info.summary, api=info.api, problems=tuple(problems))
 
 
-def _main() -> None:
+def main() -> None:
+    """In the subprocess: examine the plugin named in sys.argv and print the answer as JSON."""
     answer_fd = os.dup(1)
     os.dup2(2, 1)  # what a plugin prints on import must not mix with the answer
     result = _examine(*sys.argv[1:4])
     with os.fdopen(answer_fd, "w", encoding="utf-8") as answer:
         json.dump(asdict(result), answer)
     os._exit(0)  # threads and exit handlers a plugin left behind must not hold us up
-
-
-if __name__ == "__main__":
-    _main()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from qinfer.core.errors import Unsupported, UsageError
 from qinfer.core.machine import cpu_features, cpu_name, is_amd, memory, usable_cores
+from qinfer.core.openmp import provide_openmp
 from qinfer.core.types import Array, DeviceInfo
 
 _CARRIERS: Mapping[str, type[np.generic]] = {
@@ -28,7 +29,7 @@ def import_paddle(threads: int = 0) -> Any:
     Raises Unsupported when it is not installed or does not load. The number of threads holds for
     the whole process, so the last call decides.
     """
-    _wake_mkl()
+    prepare_paddle()
     try:
         with warnings.catch_warnings():
             # Paddle advises on the ccache compiler cache at every import.
@@ -43,6 +44,15 @@ def import_paddle(threads: int = 0) -> Any:
     # Paddle computes with one thread by default, and with OMP_NUM_THREADS it prints a warning.
     paddle.base.core.set_num_threads(threads or usable_cores())
     return paddle
+
+
+def prepare_paddle() -> None:
+    """What has to be done before Paddle is imported for the first time, by whomever.
+
+    Raises Unsupported where Paddle could not load.
+    """
+    _wake_mkl()
+    provide_openmp()
 
 
 def _wake_mkl() -> None:

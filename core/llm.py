@@ -31,9 +31,9 @@ class LLM:
     memory. max_model_len: tokens, 0 for the model's own context or as much of it as fits.
     progress: report on stderr.
 
-    ``tokenizer``, ``label`` (what is loaded), ``plugin`` (that reads it), ``load_stats``, ``header`` (the plugins' lines for
-    it) and ``max_model_len`` describe what was opened. Raises the errors of
-    ``qinfer.core.errors``; names are checked before anything is loaded.
+    ``tokenizer``, ``label`` (what is loaded), ``plugin`` (that reads it), ``load_stats``,
+    ``header`` (the plugins' lines for it) and ``max_model_len`` describe what was opened. Raises
+    the errors of ``qinfer.core.errors``; names are checked before anything is loaded.
     """
 
     def __init__(

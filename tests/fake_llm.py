@@ -127,7 +127,6 @@ def _stats(tokens):
 
 if __name__ == "__main__":
     import fake_llm
-
     from qinfer.core.cli import main
 
     sys.modules["qinfer.core.llm"] = fake_llm

@@ -16,6 +16,7 @@ import click
 
 from qinfer.core import machine
 from qinfer.core.check import check_all
+from qinfer.core.child import python_command
 from qinfer.core.discovery import discover
 from qinfer.core.errors import Unsupported
 from qinfer.core.paths import cache_dir
@@ -29,7 +30,8 @@ PADDLE_REMEDY = "Run pip install 'qinfer-paddle[cpu]', or for a GPU see the READ
 _PADDLE_PROBE = """
 import json, os
 answer = os.dup(1); os.dup2(2, 1)
-import paddle
+from qinfer.core.device import import_paddle
+paddle = import_paddle()
 kinds = ["cpu"]
 if paddle.is_compiled_with_cuda(): kinds.append(f"gpu ({paddle.device.cuda.device_count()} here)")
 if paddle.is_compiled_with_xpu(): kinds.append("xpu")
@@ -114,7 +116,7 @@ def _paddle() -> Iterator[Finding]:
     found = next((f"{name} {_version(name)}" for name in names if _version(name)), "")
     try:
         child = subprocess.run(
-            [sys.executable, "-c", _PADDLE_PROBE],
+            python_command(_PADDLE_PROBE),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=LOAD_TIMEOUT,

@@ -173,7 +173,7 @@ def _print_whole(
     run = llm.generate if isinstance(request, str) else llm.chat
     output: RequestOutput = run(request, params)[0]  # type: ignore[arg-type]
     if options["as_json"]:
-        about = {"model": llm.label, "plugin": _plugin(llm, options), "quant": options["quant"]}
+        about = {"model": llm.label, "plugin": llm.plugin, "quant": options["quant"]}
         click.echo(json.dumps({**about, **output.to_json()}, ensure_ascii=False))
     else:
         for completion in output.completions:
@@ -181,8 +181,3 @@ def _print_whole(
     if options["stats"]:
         show_requests(output.stats)
     return 0
-
-
-def _plugin(llm: LLM, options: dict[str, Any]) -> str:
-    """The model plugin's name, also where config.json chose it."""
-    return str(getattr(llm, "plugin", None) or options["plugin"] or "")

@@ -6,10 +6,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import fake_llm
 import pytest
 from click.testing import CliRunner, Result
 
+import fake_llm
 from qinfer.core.cli import COMMANDS
 from qinfer.core.cli.chat import command as chat
 from qinfer.core.cli.run import command as run

@@ -6,9 +6,9 @@ import signal
 import time
 from pathlib import Path
 
-import fake_llm
 import pytest
 
+import fake_llm
 from qinfer.core import batch_input, journal
 from qinfer.core.batch import Batch
 from qinfer.core.batch_input import BatchSettings, line_params, line_prompt, parse_line

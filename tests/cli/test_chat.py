@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import fake_llm
-
 from qinfer.core.cli.conversation import Conversation
 
 TESTS = Path(__file__).parent.parent

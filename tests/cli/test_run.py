@@ -6,9 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import fake_llm
 import pytest
 
+import fake_llm
 from qinfer.core.cli.options import Size
 
 
