@@ -5,6 +5,10 @@ import zlib
 import numpy as np
 import pytest
 
+from qinfer.core.device import prepare_paddle
+
+prepare_paddle()  # before any test imports Paddle, as the session does
+
 
 @pytest.fixture
 def rng(request):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from goldens import tiny
 from goldens.steps import Stepper, step_logits
 

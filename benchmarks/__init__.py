@@ -1,0 +1,1 @@
+"""Speed and memory of this project beside its peers; README.md says how to run and read them."""

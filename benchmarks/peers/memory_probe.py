@@ -1,0 +1,58 @@
+"""Load a checkpoint and say how much memory that took: memory_probe.py MODEL QUANT"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+from serve import reserve_stdout, status_bytes
+
+SAMPLE_SECONDS = 0.002
+
+
+class AnonymousPeak(threading.Thread):
+    """Samples the memory that is not a file's: what a full machine could not take back."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak, self.stopped = 0, threading.Event()
+
+    def run(self) -> None:
+        while not self.stopped.wait(SAMPLE_SECONDS):
+            self.peak = max(self.peak, status_bytes("RssAnon"))
+
+
+def main() -> None:
+    model, quant = sys.argv[1:3]
+    emit = reserve_stdout()
+    from qinfer.core.device import import_paddle
+    from qinfer.core.progress import NoProgress
+    from qinfer.core.session import load_model, select
+    from qinfer.core.types import RunConfig
+
+    import_paddle(2)
+    run = RunConfig(model=model, quant=quant, threads=2)
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # forget the imports' own peak
+    before, anonymous_before = status_bytes("VmRSS"), status_bytes("RssAnon")
+    sampler = AnonymousPeak()
+    sampler.start()
+    loaded = load_model(run, select(run), Path(model), NoProgress())
+    sampler.stopped.set()
+    sampler.join()
+    emit(
+        {
+            "before": before,
+            "peak": status_bytes("VmHWM") - before,
+            "anonymous_peak": sampler.peak - anonymous_before,
+            "after": status_bytes("VmRSS") - before,
+            "weights": loaded.stats.parameter_bytes,
+            "seconds": loaded.stats.seconds,
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""Prompts of an exact length."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+TEXT = (
+    "The river rises in the hills above the old town and runs for forty miles through woods and "
+    "meadows before it meets the sea. In spring the water is high and cold, and people who live "
+    "near the bank watch it with some care; in summer children cross it on stones. A mill stood "
+    "here once, and a stone bridge of three arches, built by masons who came from the coast. "
+)
+
+
+def make_prompts(model: Path, tokens: int, number: int) -> list[dict[str, Any]]:
+    """Texts of exactly so many tokens, with their ids; all begin differently, so that no program
+    finds the start of one in its cache."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+
+    def ids(text: str) -> list[int]:
+        return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    texts = [_fill(f"{turn + 1}. Chapter:", tokens, ids) for turn in range(number)]
+    return [{"text": text, "prompt": ids(text)} for text in texts]
+
+
+def _fill(text: str, tokens: int, ids: Any) -> str:
+    for word in (TEXT * (tokens // 40 + 1)).split():
+        if len(ids(f"{text} {word}")) > tokens:
+            break
+        text += f" {word}"
+    while len(ids(text)) < tokens:
+        text += " a"
+    if len(ids(text)) != tokens:
+        raise ValueError(f"no text of exactly {tokens} tokens was found")
+    return text

@@ -1,0 +1,111 @@
+"""Interleaved rounds over all programs: A B C, A B C, … so that a busy moment hits them alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+from benchmarks.child import Child, ChildError
+from benchmarks.machine import ReadBandwidth
+from benchmarks.programs import Program
+
+REST_SECONDS = 0.3
+"""Lets the worker threads of the program before stop spinning."""
+
+Note = Callable[[str], None]
+"""Told what is being done."""
+
+
+class Entrant:
+    """A program with its process and what was measured of it. Once it fails, it is out."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.missing = program.missing
+        self.child: Child | None = None
+        self.facts: dict[str, Any] = {}
+        self.runs: list[dict[str, Any]] = []
+
+    def start(self) -> None:
+        """Load the model."""
+        if self.missing:
+            return
+        try:
+            self.child = Child(list(self.program.command))
+        except (ChildError, OSError) as error:
+            self.missing = str(error)
+        else:
+            self.facts = {k: v for k, v in self.child.ready.items() if k != "event"}
+
+    def run(self, prompt: dict[str, Any], new_tokens: int) -> None:
+        """Run one request."""
+        if self.child:
+            try:
+                self.runs.append(self.child.order(**prompt, new_tokens=new_tokens))
+            except ChildError as error:
+                self.missing, self.child = str(error), None
+
+    def stop(self) -> None:
+        """End the process and learn its peak memory."""
+        if self.child:
+            try:
+                self.facts["peak_memory_bytes"] = self.child.quit()["peak_memory_bytes"]
+            except ChildError as error:
+                self.missing = str(error)
+
+    def result(self, prompt_tokens: int, speeds: Sequence[float]) -> dict[str, Any]:
+        """Medians of all runs but the first.
+
+        A run's floor is the time to read the weights at the bandwidth measured in the same
+        round: on a shared host it changes from minute to minute.
+        """
+        name, runs = self.program.name, self.runs[1:]
+        if self.missing or not runs:
+            return {"name": name, "missing": self.missing or "no run was counted"}
+        first = median(run["first_token_seconds"] for run in runs)
+        tokens = [run["decode_seconds"] / run["decode_tokens"] for run in runs]
+        floors = [self.program.bytes_per_token / speed for speed in speeds[1:]]
+        return self.facts | {
+            "name": name,
+            "first_token_seconds": first,
+            "prefill_tokens_per_second": prompt_tokens / first,
+            "decode_tokens_per_second": 1 / median(tokens),
+            "bytes_per_token": self.program.bytes_per_token,
+            "share_of_floor": median(f / t for f, t in zip(floors, tokens, strict=True)),
+            "text": runs[0]["text"],
+            "runs": runs,
+        }
+
+
+def measure_programs(
+    programs: Sequence[Program],
+    prompts: Sequence[dict[str, Any]],
+    new_tokens: int,
+    bandwidth: ReadBandwidth,
+    note: Note,
+) -> tuple[list[dict[str, Any]], list[float]]:
+    """Results in the order of ``programs``, and each round's read bandwidth in bytes per second.
+
+    The first prompt warms up and is not counted.
+    """
+    entrants = [Entrant(program) for program in programs]
+    speeds = []
+    try:
+        for entrant in entrants:
+            note(f"loading {entrant.program.name}")
+            entrant.start()
+        for turn, prompt in enumerate(prompts):
+            note(f"round {turn} of {len(prompts) - 1}")
+            speeds.append(bandwidth.measure())
+            for entrant in entrants:
+                time.sleep(REST_SECONDS)
+                entrant.run(prompt, new_tokens)
+        for entrant in entrants:
+            entrant.stop()
+    finally:
+        for entrant in entrants:
+            if entrant.child:
+                entrant.child.kill()
+    return [entrant.result(len(prompts[0]["prompt"]), speeds) for entrant in entrants], speeds
