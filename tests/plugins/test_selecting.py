@@ -64,7 +64,7 @@ def test_detection_by_none_says_what_was_tried(select, config):
     assert done.returncode == 5
     assert done.stderr.startswith("BadCheckpoint")
     assert "acme-good:acme reads AcmeForCausalLM, acme" in done.stderr
-    assert "--plugin" in done.stderr
+    assert "list-plugins" in done.stderr
 
 
 BROKEN = {
