@@ -1,0 +1,1 @@
+"""Two example plugins for qinfer: a quant scheme and an observer."""
