@@ -18,23 +18,15 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     return np.dtype(getattr(ml_dtypes, name, name))
 
 
-def rounded(block: NDArray[Any], dtype: str) -> NDArray[np.float32]:
-    """``block`` as float32, after rounding to ``dtype`` where it isn't of that type already."""
-    if dtype != "float32" and block.dtype != numpy_dtype(dtype):
-        block = block.astype(numpy_dtype(dtype))
-    return block.astype(np.float32)
-
-
-def packed_columns(
+def converted(
     weight: NDArray[Any], dtype: str, convert: Callable[[NDArray[Any], int], NDArray[Any]]
 ) -> NDArray[Any]:
-    """Convert a weight [out, in] block by block into [in, out] of ``dtype``.
+    """A weight [out, in] converted block by block to ``dtype``.
 
     ``convert`` gets some rows (one output channel each) and the first one's index, and returns
-    them converted. No second copy of the whole matrix is made.
+    them converted. Nothing but the result takes memory of the matrix's size.
     """
-    outputs, inputs = weight.shape
-    packed = np.empty((inputs, outputs), numpy_dtype(dtype))
-    for start in range(0, outputs, ROWS):
-        packed[:, start : start + ROWS] = convert(weight[start : start + ROWS], start).T
-    return packed
+    result = np.empty(weight.shape, numpy_dtype(dtype))
+    for start in range(0, len(weight), ROWS):
+        result[start : start + ROWS] = convert(weight[start : start + ROWS], start)
+    return result

@@ -29,7 +29,8 @@ class LLM:
     checkpoint's config.json decides. dtype: auto (the checkpoint's), bfloat16, float16, float32.
     threads: 0 for one per usable processor. kv_cache_memory: bytes, 0 for a share of the free
     memory. max_model_len: tokens, 0 for the model's own context or as much of it as fits.
-    progress: report on stderr.
+    require_kernels: fail rather than use the slow reference operators. progress: report on
+    stderr.
 
     ``tokenizer``, ``label`` (what is loaded), ``plugin`` (that reads it), ``load_stats``,
     ``header`` (the plugins' lines for it) and ``max_model_len`` describe what was opened. Raises
@@ -51,6 +52,7 @@ class LLM:
         max_model_len: int = 0,
         max_num_seqs: int = 64,
         max_batch_tokens: int = 512,
+        require_kernels: bool = False,
         progress: bool = False,
     ) -> None:
         run = RunConfig(
@@ -66,6 +68,7 @@ class LLM:
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
             max_batch_tokens=max_batch_tokens,
+            require_kernels=require_kernels,
         )
         selected = select(run)
         opened = open_engine(run, selected, TerminalProgress() if progress else NoProgress())

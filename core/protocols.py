@@ -9,7 +9,10 @@ from qinfer.core.types import Array, LinearSpec, SamplingInput, StepInput, StepO
 
 
 class Layer(Protocol):
-    """A linear layer with its parameters: [T, in_features] -> [T, out_features]."""
+    """A linear layer with its parameters: [T, in_features] -> [T, out_features].
+
+    It may have ``nbytes``, the bytes it holds, where that differs from what it was built from.
+    """
 
     def __call__(self, x: Array) -> Array:
         """Multiply by the weight and add the bias, if there is one."""

@@ -56,7 +56,7 @@ def detect_model(raw: Mapping[str, Any], installed: Installed | None = None) -> 
         raise BadCheckpoint(
             f"no installed model plugin reads a config.json with {said}"
             f" (tried: {tried or 'none is installed'})",
-            remedy="Install a plugin that reads this family; qinfer list-plugins shows what is here.",
+            remedy="Install a plugin that reads this family; see qinfer list-plugins.",
         )
     if len(matches) > 1:
         raise _ambiguous(f"several model plugins read a config.json with {said}", matches)

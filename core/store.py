@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import IO
 
 from qinfer.core.checkpoint.json_file import read_json
-from qinfer.core.checkpoint.source import Progress
 from qinfer.core.errors import BadCheckpoint
 
 if sys.platform != "win32":
     import fcntl
 
 MANIFEST = "manifest.json"
+Progress = Callable[[str], None]
+"""Is given one line of text at a time, to be shown on stderr."""
+
 LOCK_SECONDS = 900.0
 """How long to wait for another process that is making the same folder."""
 

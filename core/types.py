@@ -25,6 +25,7 @@ WeightOp = Literal["copy", "fuse", "split", "transpose", "skip"]
 class PluginInfo:
     """What a plugin says of itself, read before it is registered.
 
+    ``api`` is the version of the contract the plugin was written for, such as "1.0".
     ``name`` equals the entry-point name and ``aliases`` the names it has in the kind's
     ``.aliases`` group. ``model_types`` and ``architectures`` (models only) are the values in
     config.json that the plugin can read.
@@ -32,7 +33,7 @@ class PluginInfo:
 
     name: str
     kind: Kind
-    api: str = API_VERSION
+    api: str
     summary: str = ""
     aliases: tuple[str, ...] = ()
     homepage: str = ""
@@ -162,8 +163,10 @@ class QuantPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class CacheSpec:
-    """The paged KV cache: per layer a key and a value tensor
-    [num_blocks, block_size, num_kv_heads, head_dim].
+    """The paged KV cache: per layer a key and a value tensor.
+
+    Each is [num_blocks, block_size, num_kv_heads, head_dim]; the order inside a block belongs to
+    the operators that write and read it.
     """
 
     num_layers: int
@@ -198,6 +201,7 @@ class RunConfig:
     max_num_seqs: int = 64
     max_batch_tokens: int = 512
     block_size: int = 16
+    require_kernels: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

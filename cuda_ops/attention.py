@@ -22,8 +22,8 @@ def rotary_kv_write(
 
     qkv [T, (Hq + 2 Hkv) D] = [q | k | v]. rotary [P, 2 D]: for each position cos twice, then
     -sin, then sin (half-rotation: dimension i pairs with i + D/2; arXiv:2104.09864).
-    positions, slot_mapping [T]. Caches [blocks, block_size, Hkv, D], written in place.
-    Returns [T, Hq, D].
+    positions, slot_mapping [T]. Caches [blocks, block_size, Hkv, D], written in place; a version
+    may order what is inside a block as its ``paged_attention`` wants it. Returns [T, Hq, D].
     """
     kv_heads, dim = key_cache.shape[2], key_cache.shape[3]
     heads = qkv.shape[1] // dim

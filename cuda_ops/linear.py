@@ -1,6 +1,7 @@
 """Matrix products ``x W + b``, one operator for each weight format.
 
-A weight is [in, out] (Paddle's order, which its CPU product reads fastest).
+A weight comes as [out, in] and is put once into the order a version's products read fastest
+(``arrange``); only that copy is kept. What follows speaks of W [in, out].
 """
 
 from __future__ import annotations
@@ -13,16 +14,41 @@ from qinfer.cuda_ops.table import operator
 E4M3_MAX = 448.0
 """Largest finite float8_e4m3fn (arXiv:2209.05433)."""
 
+ROWS = 1024
+"""Rows arranged at a time, to bound the memory it takes."""
+
 
 @operator
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """X [T, in], weight [in, out] of x's dtype, bias [out] or None: [T, out]."""
+def arrange(weight: Tensor, dtype: str) -> Tensor:
+    """A weight [out, in] (float32, float16, bfloat16, int8, float8_e4m3fn) in this version's order.
+
+    Reference: [in, out], which Paddle's CPU product reads fastest; floats become ``dtype``, the
+    compute dtype.
+    """
+    held = dtype if weight.dtype in FLOATS else weight.dtype
+    is_e4m3 = weight.dtype == paddle.float8_e4m3fn
+    source = weight.view("int8") if is_e4m3 else weight
+    result = paddle.empty([weight.shape[1], weight.shape[0]], "int8" if is_e4m3 else held)
+    for start in range(0, weight.shape[0], ROWS):
+        result[:, start : start + ROWS] = source[start : start + ROWS].T.astype(result.dtype)
+    return result.view("float8_e4m3fn") if is_e4m3 else result
+
+
+FLOATS = (paddle.float32, paddle.float16, paddle.bfloat16)
+
+
+@operator
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: str, out: int) -> Tensor:
+    """X [T, in], an arranged float weight, bias [out] or None: [T, out] in x's dtype.
+
+    ``dtype``: the weight's before it was arranged. ``out``: its outputs.
+    """
     return _add(paddle.matmul(x, weight), bias)
 
 
 @operator
 def linear_int8(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """Weight-only int8: ``(x W) * scale + b``; weight [in, out] int8, scale [out].
+    """Weight-only int8: ``(x W) * scale + b``; an arranged int8 weight, scale [out].
 
     The scale is per output channel, so it can follow the product.
     """
@@ -31,7 +57,7 @@ def linear_int8(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -
 
 @operator
 def linear_fp8(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """e4m3 weights and activations: weight [in, out] float8_e4m3fn, scale [out].
+    """e4m3 weights and activations: an arranged float8_e4m3fn weight, scale [out].
 
     Each token is scaled by its absolute maximum / 448 and rounded to e4m3 (nearest, ties to
     even) before the product, which adds up in float32: ``(x8 W8) * x_scale * scale + b``.
@@ -61,3 +87,8 @@ def _decode_e4m3(weight: Tensor, dtype: object) -> Tensor:
 
 def _add(product: Tensor, bias: Tensor | None) -> Tensor:
     return product if bias is None else product + bias
+
+
+def nbytes(*tensors: Tensor | None) -> int:
+    """Bytes held by tensors, ``None`` ones left out."""
+    return sum(int(t.size) * t.element_size() for t in tensors if t is not None)

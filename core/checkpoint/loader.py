@@ -75,13 +75,17 @@ class StreamedParts:
         packed = self._hooks.pack_weight(
             spec=spec, scheme=scheme, weight=assemble(self._checkpoint, pick)
         )
+        before = self._bytes
         params = {name: self._put(array, "") for name, array in packed.items()}
         del packed
         self._on_tensor(pick.nbytes)
         if spec.bias:
             params["bias"] = self._rounded(f"{spec.name}.bias", (spec.out_features,))
         self._layers[scheme.name] += 1
-        return self._hooks.build_linear(spec=spec, scheme=scheme, params=params)
+        layer = self._hooks.build_linear(spec=spec, scheme=scheme, params=params)
+        # What a layer holds may differ from what it was given: the device has an order of its own.
+        self._bytes = before + getattr(layer, "nbytes", self._bytes - before)
+        return layer
 
     def parameter(self, name: str, dtype: str = "") -> Array:
         """A tensor by its rule's target: rounded to ``config.dtype``, held in ``dtype`` (by

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import sys
 from dataclasses import fields, replace
 from typing import Any
 
@@ -22,6 +23,7 @@ from qinfer.core.types import (
     StepOutput,
 )
 from qinfer.cuda_ops import ops
+from qinfer.cuda_ops.native import use_native
 from qinfer.cuda_ops.sampling import MAX_SHORTLIST
 
 
@@ -31,9 +33,23 @@ class Dynamic(BackendPlugin):
     info = PluginInfo(
         name="dynamic",
         kind="backend",
+        api="1.0",
         summary="eager execution, no export needed",
         aliases=("dygraph",),
     )
+
+    def __init__(self) -> None:
+        self.operators = ""
+
+    @hookimpl
+    def configure(self, run: RunConfig) -> None:
+        """Choose the operators' versions; before anything is loaded, as they arrange weights."""
+        self.operators = use_native(require=run.require_kernels, progress=_note)
+
+    @hookimpl
+    def report_header(self, run: RunConfig) -> str:
+        """Which operators run."""
+        return self.operators
 
     @hookimpl
     def open_runner(
@@ -78,6 +94,10 @@ class DynamicRunner:
         """Drop the model and the cache."""
         self.model = None
         self.cache = []
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)  # noqa: T201 - compiling takes a while: say so
 
 
 def _on_device(inputs: Any) -> Any:

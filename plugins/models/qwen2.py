@@ -29,6 +29,7 @@ class Qwen2(ModelPlugin):
     info = PluginInfo(
         name="qwen2",
         kind="model",
+        api="1.0",
         summary="Qwen1.5, Qwen2 and Qwen2.5 dense models",
         model_types=("qwen2",),
         architectures=("Qwen2ForCausalLM",),

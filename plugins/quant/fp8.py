@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import ml_dtypes
 import numpy as np
 
-from qinfer.core.arrays import packed_columns
+from qinfer.core.arrays import converted
 from qinfer.core.protocols import Layer
 from qinfer.core.specs import QuantPlugin, hookimpl
 from qinfer.core.types import (
@@ -39,6 +39,7 @@ class Fp8(QuantPlugin):
     info = PluginInfo(
         name="fp8",
         kind="quant",
+        api="1.0",
         summary="e4m3 weights per channel, e4m3 activations per token",
         aliases=("a8w8_fp8",),
     )
@@ -58,15 +59,16 @@ class Fp8(QuantPlugin):
     @hookimpl
     def build_linear(self, spec: LinearSpec, scheme: Scheme, params: Mapping[str, Array]) -> Layer:
         """An e4m3 product, or a plain one where the plan left the layer out."""
-        return Fp8Linear(params) if scheme == FP8 else PlainLinear(params)
+        return Fp8Linear(params) if scheme == FP8 else PlainLinear(spec, scheme, params)
 
 
 class Fp8Linear:
     """``(x8 W8) * x_scale * scale + b``."""
 
     def __init__(self, params: Mapping[str, Array]) -> None:
-        self.weight, self.scale = params["weight"], params["scale"]
-        self.bias = params.get("bias")
+        self.weight = ops.arrange(params["weight"], "float32")
+        self.scale, self.bias = params["scale"], params.get("bias")
+        self.nbytes = ops.nbytes(self.weight, self.scale, self.bias)
 
     def __call__(self, x: Array) -> Array:
         """[T, in] -> [T, out]."""
@@ -87,4 +89,4 @@ def pack_e4m3(weight: Array) -> dict[str, Array]:
         scaled = values * (E4M3_MAX / np.where(absmax > 0, absmax, 1))[:, None]
         return np.clip(scaled, -E4M3_MAX, E4M3_MAX).astype(ml_dtypes.float8_e4m3fn)
 
-    return {"weight": packed_columns(weight, "float8_e4m3fn", convert), "scale": scale}
+    return {"weight": converted(weight, "float8_e4m3fn", convert), "scale": scale}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from qinfer.core.arrays import packed_columns, rounded
+from qinfer.core.arrays import numpy_dtype
 from qinfer.core.specs import QuantPlugin, hookimpl
 from qinfer.core.types import (
     Array,
@@ -24,6 +24,7 @@ class Unquantised(QuantPlugin):
     info = PluginInfo(
         name="none",
         kind="quant",
+        api="1.0",
         summary="weights as they are: bfloat16, float16 or float32",
         aliases=("bf16",),
     )
@@ -37,7 +38,7 @@ class Unquantised(QuantPlugin):
 
     @hookimpl
     def pack_weight(self, spec: LinearSpec, scheme: Scheme, weight: Array) -> dict[str, Array]:
-        """The weight [in, out], rounded to the run's dtype."""
+        """The weight, rounded to the run's dtype."""
         return pack_plain(scheme, weight)
 
     @hookimpl
@@ -45,18 +46,21 @@ class Unquantised(QuantPlugin):
         self, spec: LinearSpec, scheme: Scheme, params: Mapping[str, Array]
     ) -> PlainLinear:
         """A plain product."""
-        return PlainLinear(params)
+        return PlainLinear(spec, scheme, params)
 
 
 class PlainLinear:
     """``x W + b`` in the compute dtype."""
 
-    def __init__(self, params: Mapping[str, Array]) -> None:
-        self.weight, self.bias = params["weight"], params.get("bias")
+    def __init__(self, spec: LinearSpec, scheme: Scheme, params: Mapping[str, Array]) -> None:
+        self.weight = ops.arrange(params["weight"], scheme.input_dtype)
+        self.bias = params.get("bias")
+        self.dtype, self.out_features = scheme.weight_dtype, spec.out_features
+        self.nbytes = ops.nbytes(self.weight, self.bias)
 
     def __call__(self, x: Array) -> Array:
         """[T, in] -> [T, out]."""
-        return ops.linear(x, self.weight, self.bias)
+        return ops.linear(x, self.weight, self.bias, self.dtype, self.out_features)
 
 
 def plain_scheme(config: ModelConfig) -> Scheme:
@@ -65,9 +69,5 @@ def plain_scheme(config: ModelConfig) -> Scheme:
 
 
 def pack_plain(scheme: Scheme, weight: Array) -> dict[str, Array]:
-    """Round to ``scheme.weight_dtype``, hold in ``scheme.input_dtype``, as [in, out]."""
-
-    def convert(rows: Array, start: int) -> Array:
-        return rounded(rows, scheme.weight_dtype)
-
-    return {"weight": packed_columns(weight, scheme.input_dtype, convert)}
+    """The weight [out, in] rounded to ``scheme.weight_dtype``, not copied if it is of that type."""
+    return {"weight": weight.astype(numpy_dtype(scheme.weight_dtype), copy=False)}

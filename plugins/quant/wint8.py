@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from qinfer.core.arrays import packed_columns
+from qinfer.core.arrays import converted
 from qinfer.core.protocols import Layer
 from qinfer.core.specs import QuantPlugin, hookimpl
 from qinfer.core.types import (
@@ -31,6 +31,7 @@ class WInt8(QuantPlugin):
     info = PluginInfo(
         name="wint8",
         kind="quant",
+        api="1.0",
         summary="int8 weights, one scale per output channel",
         aliases=("weight_only_int8",),
     )
@@ -50,15 +51,16 @@ class WInt8(QuantPlugin):
     @hookimpl
     def build_linear(self, spec: LinearSpec, scheme: Scheme, params: Mapping[str, Array]) -> Layer:
         """An int8 product, or a plain one where the plan left the layer out."""
-        return Int8Linear(params) if scheme == INT8 else PlainLinear(params)
+        return Int8Linear(params) if scheme == INT8 else PlainLinear(spec, scheme, params)
 
 
 class Int8Linear:
     """``(x W) * scale + b`` with W in int8."""
 
     def __init__(self, params: Mapping[str, Array]) -> None:
-        self.weight, self.scale = params["weight"], params["scale"]
-        self.bias = params.get("bias")
+        self.weight = ops.arrange(params["weight"], "float32")
+        self.scale, self.bias = params["scale"], params.get("bias")
+        self.nbytes = ops.nbytes(self.weight, self.scale, self.bias)
 
     def __call__(self, x: Array) -> Array:
         """[T, in] -> [T, out]."""
@@ -88,4 +90,4 @@ def pack_int8(weight: Array) -> dict[str, Array]:
         scaled = values * (127 / np.where(absmax > 0, absmax, 1))[:, None]
         return np.clip(np.trunc(scaled + np.copysign(np.float32(0.5), scaled)), -127, 127)
 
-    return {"weight": packed_columns(weight, "int8", convert), "scale": scale}
+    return {"weight": converted(weight, "int8", convert), "scale": scale}

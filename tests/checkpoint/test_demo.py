@@ -10,7 +10,8 @@ import time
 import numpy as np
 import pytest
 
-from qinfer.core.checkpoint import demo, demo_convert, demo_fetch, store
+from qinfer.core import store
+from qinfer.core.checkpoint import demo, demo_convert, demo_fetch
 from qinfer.core.checkpoint.demo_convert import Gguf, half_rotated
 from qinfer.core.checkpoint.files import Checkpoint
 from qinfer.core.config import decoder_config, generation_config, read_json

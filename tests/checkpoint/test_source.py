@@ -60,7 +60,9 @@ def test_a_folder(tmp_path, monkeypatch, hub):
 @pytest.mark.parametrize(
     "path", ["./x/y", "../x", "/no/such", "~/nowhere", "x/y/", "a\\b", "name", "a/b/c", "", "a b/c"]
 )
-def test_no_such_path(path, hub):
+def test_no_such_path(path, hub, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     calls = hub("unused")
     assert "there is no folder" in complaint(path)
     assert not calls

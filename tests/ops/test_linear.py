@@ -10,7 +10,7 @@ from qinfer.cuda_ops import ops
 from qinfer.cuda_ops.linear import E4M3_UNIT, _decode_e4m3
 
 E4M3 = ml_dtypes.float8_e4m3fn
-SHAPES = [(1, 60, 77), (5, 576, 96), (33, 64, 320)]
+SHAPES = [(1, 60, 77), (1, 577, 200), (5, 576, 96), (7, 63, 16), (33, 64, 320), (13, 129, 33)]
 
 
 @pytest.fixture(params=SHAPES, ids=lambda s: "x".join(map(str, s)))
@@ -24,37 +24,75 @@ def close(got, expected):
     np.testing.assert_allclose(got.numpy(), expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
+def tensors(*arrays):
+    return [place(np.ascontiguousarray(array)) for array in arrays]
+
+
 @pytest.mark.parametrize("with_bias", [True, False])
-def test_linear(x_bias, with_bias, rng):
-    x, bias, shape = x_bias
-    weight = rng.normal(size=shape).astype(np.float32)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_linear(x_bias, with_bias, dtype, rng):
+    x, bias, (inputs, outputs) = x_bias
+    target = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    weight = rng.normal(size=(outputs, inputs)).astype(target)
+    arranged = ops.arrange(*tensors(weight), "float32")
     added = paddle.to_tensor(bias) if with_bias else None
-    got = ops.linear(paddle.to_tensor(x), paddle.to_tensor(weight), added)
-    close(got, x.astype(np.float64) @ weight + (bias if with_bias else 0))
+    got = ops.linear(paddle.to_tensor(x), arranged, added, dtype, outputs)
+    close(got, x.astype(np.float64) @ weight.astype(np.float64).T + (bias if with_bias else 0))
 
 
 def test_linear_int8(x_bias, rng):
-    x, bias, shape = x_bias
-    weight = rng.integers(-127, 128, shape).astype(np.int8)
-    scale = rng.uniform(1e-3, 1, shape[1]).astype(np.float32)
-    got = ops.linear_int8(*map(paddle.to_tensor, (x, weight, scale, bias)))
-    close(got, x.astype(np.float64) @ weight * scale + bias)
+    x, bias, (inputs, outputs) = x_bias
+    weight = rng.integers(-127, 128, (outputs, inputs)).astype(np.int8)
+    scale = rng.uniform(1e-3, 1, outputs).astype(np.float32)
+    arranged = ops.arrange(*tensors(weight), "float32")
+    got = ops.linear_int8(paddle.to_tensor(x), arranged, *tensors(scale, bias)).numpy()
+    exact = x.astype(np.float64) @ weight.T.astype(np.float64) * scale + bias
+    # A version may round x to sixteen bits of its row's largest magnitude: half a step for each
+    # input at the most, and far less in sum.
+    step = np.abs(x).max(axis=1, keepdims=True) / 32639
+    worst = step / 2 * np.abs(weight.astype(np.float64)).sum(axis=1) * scale
+    assert (np.abs(got - exact) <= worst + 1e-5 * np.abs(exact).max()).all()
+    assert np.abs(got - exact).max() <= 5e-5 * np.abs(exact).max()
 
 
 def test_linear_fp8(x_bias, rng):
-    x, bias, shape = x_bias
+    x, bias, (inputs, outputs) = x_bias
     x[0, 3] = 50  # an outlier, so that one token's small values fall among the subnormals
-    weight = (rng.normal(size=shape) * 40).clip(-448, 448).astype(E4M3)
-    scale = rng.uniform(1e-3, 1, shape[1]).astype(np.float32)
-    got = ops.linear_fp8(*map(place, (x, weight, scale, bias)))
+    weight = (rng.normal(size=(outputs, inputs)) * 40).clip(-448, 448).astype(E4M3)
+    scale = rng.uniform(1e-3, 1, outputs).astype(np.float32)
+    arranged = ops.arrange(*tensors(weight), "float32")
+    got = ops.linear_fp8(paddle.to_tensor(x), arranged, *tensors(scale, bias))
     # In float32 as the contract says, so that ties fall the same way; the sum in float64.
     x_scale = np.abs(x).max(axis=1, keepdims=True) / np.float32(448)
     rounded = np.clip(x / x_scale, -448, 448).astype(E4M3).astype(np.float64)
-    close(got, rounded @ weight.astype(np.float64) * x_scale * scale + bias)
+    close(got, rounded @ weight.T.astype(np.float64) * x_scale * scale + bias)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "float8_e4m3fn"])
+def test_a_row_does_not_depend_on_the_others(dtype, version, rng):
+    """Bit for bit, in the native version: batch size and chunking change nothing."""
+    if version != "cpu":
+        pytest.skip("Paddle's product adds in an order that depends on the shape")
+    x = rng.normal(size=(50, 96)).astype(np.float32)
+    weight = (rng.normal(size=(200, 96)) * 30).astype(getattr(ml_dtypes, dtype, dtype))
+    arranged = ops.arrange(*tensors(weight), "float32")
+    scale = paddle.ones([200])
+
+    def product(rows):
+        rows = paddle.to_tensor(rows)
+        if dtype == "int8":
+            return ops.linear_int8(rows, arranged, scale, None).numpy()
+        if dtype == "float8_e4m3fn":
+            return ops.linear_fp8(rows, arranged, scale, None).numpy()
+        return ops.linear(rows, arranged, None, dtype, 200).numpy()
+
+    whole = product(x)
+    for count in (1, 2, 3, 5, 11, 12, 13, 49):
+        np.testing.assert_array_equal(product(x[:count]), whole[:count])
 
 
 def test_linear_fp8_of_a_zero_token_is_the_bias(rng):
-    weight = place(np.full((8, 4), 448, E4M3))
+    weight = ops.arrange(place(np.full((4, 8), 448, E4M3)), "float32")
     got = ops.linear_fp8(paddle.zeros([2, 8]), weight, paddle.ones([4]), paddle.ones([4]))
     np.testing.assert_array_equal(got.numpy(), np.ones((2, 4)))
 

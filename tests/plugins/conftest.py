@@ -19,7 +19,7 @@ MODEL = (
     + """
 class P(ModelPlugin):
     info = PluginInfo(
-        name="{name}", kind="model", summary="a toy", aliases={aliases!r},
+        name="{name}", kind="model", api="1.0", summary="a toy", aliases={aliases!r},
         model_types=("acme",), architectures=("AcmeForCausalLM",),
     )
     @hookimpl
@@ -37,6 +37,7 @@ BUILD = "@hookimpl\n    def build_model(self, config, parts): return print"
 def observer(name: str, body: str = "pass", before: str = "", info: str = "") -> str:
     """The source of an observer plugin; ``before`` runs on import."""
     body = textwrap.indent(body, "    ")
+    info = info if "api=" in info else f'api="1.0", {info}'
     said = f'info = PluginInfo(name="{name}", kind="observer", {info})'
     return f"{before}\n{HEAD}\nclass P(ObserverPlugin):\n    {said}\n{body}\n"
 

@@ -67,7 +67,7 @@ def answering(kind, hook, answer, name="toy"):
         return answer
 
     implementation.__name__ = hook
-    info = PluginInfo(name=name, kind=kind)
+    info = PluginInfo(name=name, kind=kind, api="1.0")
     members = {"info": info, hook: hookimpl(implementation)}
     entry = EntryPoint(name=name, value="toy:P", group="")
     record = PluginRecord(

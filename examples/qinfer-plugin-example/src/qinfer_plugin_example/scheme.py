@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import paddle
 
 from qinfer.core.protocols import Layer
 from qinfer.core.specs import QuantPlugin, hookimpl
@@ -17,7 +18,6 @@ from qinfer.core.types import (
     QuantPlan,
     Scheme,
 )
-from qinfer.cuda_ops import ops
 from qinfer.plugins.quant.none import PlainLinear, pack_plain, plain_scheme
 
 BLOCK = 32
@@ -66,7 +66,7 @@ class Int8Blockwise(QuantPlugin):
     @hookimpl
     def build_linear(self, spec: LinearSpec, scheme: Scheme, params: Mapping[str, Array]) -> Layer:
         """A product with int8 weights, or a plain one where the plan left the layer out."""
-        return Int8Linear(params) if scheme == INT8 else PlainLinear(params)
+        return Int8Linear(params) if scheme == INT8 else PlainLinear(spec, scheme, params)
 
 
 class Int8Linear:
@@ -80,4 +80,5 @@ class Int8Linear:
         blocks, width = self.scale.shape
         weight = self.weight.astype(x.dtype).reshape([blocks, BLOCK, width])
         weight = (weight * self.scale.unsqueeze(1)).reshape([-1, width])
-        return ops.linear(x, weight, self.bias)
+        product = paddle.matmul(x, weight)
+        return product if self.bias is None else product + self.bias

@@ -1,0 +1,89 @@
+// Sixteen floats at a time, in the compiler's portable vector types: AVX-512 makes them one
+// register, AVX2 two, NEON four.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace qinfer {
+
+constexpr int kLanes = 16;
+
+typedef float F32 __attribute__((vector_size(64), aligned(4)));
+typedef int32_t I32 __attribute__((vector_size(64), aligned(4)));
+typedef uint32_t U32 __attribute__((vector_size(64), aligned(4)));
+typedef uint16_t U16 __attribute__((vector_size(32), aligned(2)));
+typedef int16_t I16 __attribute__((vector_size(32), aligned(2)));
+typedef uint8_t U8 __attribute__((vector_size(16), aligned(1)));
+typedef int8_t I8 __attribute__((vector_size(16), aligned(1)));
+
+template <typename V>
+inline V load(const void* p) {
+  V v;
+  std::memcpy(&v, p, sizeof(V));
+  return v;
+}
+
+template <typename V>
+inline void store(void* p, V v) {
+  std::memcpy(p, &v, sizeof(V));
+}
+
+inline F32 splat(float x) { return F32{} + x; }
+
+// Sums and maxima over the lanes, always in the same order.
+inline float sum(F32 v) {
+  float lanes[kLanes];
+  store(lanes, v);
+  for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  return lanes[0];
+}
+
+inline F32 max(F32 a, F32 b) { return a > b ? a : b; }
+
+inline float max(F32 v) {
+  float lanes[kLanes];
+  store(lanes, v);
+  for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i)
+      lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
+  return lanes[0];
+}
+
+inline F32 abs(F32 v) { return (F32)((U32)v & 0x7FFFFFFFu); }
+
+// The largest magnitude of `count` numbers.
+inline float largest_magnitude(const float* x, int64_t count) {
+  F32 best = {};
+  int64_t k = 0;
+  for (; k + kLanes <= count; k += kLanes) best = max(best, abs(load<F32>(x + k)));
+  float result = max(best);
+  for (; k < count; ++k) result = x[k] > result ? x[k] : -x[k] > result ? -x[k] : result;
+  return result;
+}
+
+// To the nearest integer, ties to even; exact for magnitudes below 2^22.
+inline F32 nearest(F32 x) { return (x + 12582912.0f) - 12582912.0f; }
+
+// e^x to two units in the last place for x <= 88; below -87 it gives e^-87 (about 1e-38).
+// Cephes' reduction: x = n ln 2 + r, |r| <= ln 2 / 2, and a polynomial of degree 6 in r.
+inline F32 exp(F32 x) {
+  x = x < -87.0f ? splat(-87.0f) : x;
+  x = x > 88.0f ? splat(88.0f) : x;
+  const F32 shifted = x * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: rounds to integer
+  const F32 n = shifted - 12582912.0f;
+  F32 r = x - n * 0.693359375f;
+  r = r + n * 2.12194440e-4f;
+  F32 p = splat(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const I32 bits = (I32)shifted << 23;  // the integer sits in the low bits of `shifted`
+  return (F32)((I32)p + bits);
+}
+
+}  // namespace qinfer

@@ -1,0 +1,140 @@
+"""The CPU versions of the operators: C++ kernels behind the contracts of the table."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import paddle
+from paddle import Tensor
+
+from qinfer.core.errors import Unsupported
+from qinfer.cuda_ops import ops
+from qinfer.cuda_ops.build import build, plan_build
+from qinfer.cuda_ops.table import REFERENCE, use
+
+CPU = "cpu"
+CHOICE = "QINFER_OPERATORS"
+"""Environment variable: "reference" keeps the native operators out (to compare, to debug)."""
+
+FORMATS = {"float32": 0, "float16": 0, "bfloat16": 1, "int8": 2, "float8_e4m3fn": 3}
+"""Weight dtype -> number of the packed format, as csrc/cpu/linear.h counts them. A float16 weight
+is held as float32, which is exact."""
+
+_loaded: set[Path] = set()
+
+
+def use_native(*, require: bool, progress: Callable[[str], None]) -> str:
+    """Switch the table to the native CPU operators, compiling them if need be.
+
+    Returns a line saying what is used. Without a compiler, or if it fails, that is the reference,
+    and ``progress`` is told why; with ``require`` the reason is raised as Unsupported.
+    """
+    if os.environ.get(CHOICE) == REFERENCE and not require:
+        use(REFERENCE)
+        return f"operators: reference ({CHOICE} says so)"
+    try:
+        load(build(plan_build(), progress))
+    except Unsupported as error:
+        if require:
+            raise
+        use(REFERENCE)
+        progress(f"Using the slow reference operators: {error.message.splitlines()[0]}")
+        return "operators: reference"
+    use(CPU)
+    return "operators: native, compiled for this processor"
+
+
+def load(library: Path) -> None:
+    """Register a built library's operators with Paddle and enter them into the table."""
+    if library in _loaded:
+        return
+    from paddle.utils.cpp_extension.extension_utils import load_op_meta_info_and_register_op
+
+    load_op_meta_info_and_register_op(str(library))
+    _loaded.add(library)
+    ops.arrange.versions[CPU] = _arrange
+    ops.linear.versions[CPU] = _linear
+    ops.linear_int8.versions[CPU] = _linear_int8
+    ops.linear_fp8.versions[CPU] = _linear_fp8
+    ops.rotary_kv_write.versions[CPU] = _rotary_kv_write
+    ops.paged_attention.versions[CPU] = _paged_attention
+    ops.silu_gate.versions[CPU] = _silu_gate
+
+
+_run = paddle._C_ops._run_custom_op
+
+
+def _arrange(weight: Tensor, dtype: str) -> Tensor:
+    """Panels of sixteen outputs (csrc/cpu/linear.cc), as bytes."""
+    if weight.dtype == paddle.float16:
+        weight = weight.astype("float32")
+    return _run("qinfer_pack", weight)[0]
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: str, out: int) -> Tensor:
+    return _run("qinfer_linear", x, weight, None, bias, FORMATS[dtype], out)[0]
+
+
+def _linear_int8(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    out = scale.shape[0]
+    return _run("qinfer_linear", x, weight, scale, bias, FORMATS["int8"], out)[0]
+
+
+def _linear_fp8(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    out = scale.shape[0]
+    return _run("qinfer_linear", x, weight, scale, bias, FORMATS["float8_e4m3fn"], out)[0]
+
+
+def _rotary_kv_write(
+    qkv: Tensor,
+    rotary: Tensor,
+    positions: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    slot_mapping: Tensor,
+) -> Tensor:
+    if not _fits(key_cache):
+        reference = ops.rotary_kv_write.versions[REFERENCE]
+        return reference(qkv, rotary, positions, key_cache, value_cache, slot_mapping)
+    return _run(
+        "qinfer_rotary_kv_write", qkv, rotary, positions, slot_mapping, key_cache, value_cache
+    )[0]
+
+
+def _paged_attention(
+    queries: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    query_starts: Tensor,
+    seq_lens: Tensor,
+    block_tables: Tensor,
+    scale: float,
+) -> Tensor:
+    if not _fits(key_cache):
+        reference = ops.paged_attention.versions[REFERENCE]
+        return reference(
+            queries, key_cache, value_cache, query_starts, seq_lens, block_tables, scale
+        )
+    return _run(
+        "qinfer_paged_attention",
+        queries,
+        key_cache,
+        value_cache,
+        query_starts,
+        seq_lens,
+        block_tables,
+        scale,
+    )[0]
+
+
+def _fits(cache: Tensor) -> bool:
+    """Whether the kernels, which work in vectors of 16, can use this cache (they then keep keys in
+    an order of their own in it).
+    """
+    return bool(cache.shape[1] % 16 == 0 and cache.shape[3] % 16 == 0)
+
+
+def _silu_gate(x: Tensor) -> Tensor:
+    return _run("qinfer_silu_gate", x)[0]
