@@ -29,7 +29,7 @@ SHARD_LAYERS = 6
 def main() -> None:
     """Write, load, compare; exit with 1 if any scheme takes too much."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
-    parser.add_argument("schemes", nargs="*", default=["none", "wint8", "fp8"])
+    parser.add_argument("schemes", nargs="*", default=["none", "wint8", "wint4", "fp8"])
     parser.add_argument("--layers", type=int, default=24, help="fewer for a quick look")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="qinfer-memory-") as folder:

@@ -54,14 +54,15 @@ def all_programs(options: Namespace, model: Path) -> list[Program]:
 
 
 def _own(options: Namespace, model: Path, held: Parameters) -> list[Program]:
-    # On a CPU unquantised weights are held in float32, and every scheme leaves the head alone.
-    in_layers = {"none": 4, "wint8": 1, "fp8": 1}
+    # As the native operators hold a bfloat16 checkpoint; every scheme leaves the head alone. int4
+    # has a float32 scale for every 64 weights.
+    in_layers = {"none": 2, "wint8": 1, "wint4": 0.5625, "fp8": 1}
     script, threads = peer_script("qinfer_peer.py"), str(options.threads)
     return [
         Program(
             name=f"qinfer {scheme}",
             command=(sys.executable, script, str(model), scheme, threads),
-            bytes_per_token=in_layers.get(scheme, 0) * held.layers + 4 * held.head,
+            bytes_per_token=int(in_layers.get(scheme, 0) * held.layers + 2 * held.head),
         )
         for scheme in options.schemes
     ]

@@ -55,7 +55,12 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     add = parser.add_argument
     add("--model", type=Path, help="a checkpoint folder; the demo checkpoint without it")
-    add("--schemes", nargs="*", default=["none", "wint8", "fp8"], help="quant schemes of qinfer")
+    add(
+        "--schemes",
+        nargs="*",
+        default=["none", "wint8", "wint4", "fp8"],
+        help="quant schemes of qinfer",
+    )
     add("--transformers-python", help="an interpreter that has torch and transformers")
     add("--llama-python", help="an interpreter that has xllamacpp or llama-cpp-python")
     add("--gguf", default=demo_gguf(), help="llama.cpp's model: the same as --model (the demo's)")

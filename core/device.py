@@ -38,7 +38,7 @@ def import_paddle(threads: int = 0) -> Any:
     except ImportError as error:
         raise Unsupported(
             f"PaddlePaddle cannot be imported: {error}",
-            remedy="Install it: pip install 'qinfer-paddle[cpu]'",
+            remedy="Run pip install 'qinfer-paddle[cpu]' (in a clone: pip install '.[cpu]').",
         ) from error
     paddle.disable_signal_handler()  # else it prints a C++ trace on Ctrl-C
     # Paddle computes with one thread by default, and with OMP_NUM_THREADS it prints a warning.

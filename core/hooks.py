@@ -20,6 +20,7 @@ from qinfer.core.types import (
     LinearSpec,
     LoadStats,
     ModelConfig,
+    OperatorBuild,
     PluginInfo,
     QuantPlan,
     RequestStats,
@@ -201,6 +202,10 @@ class Hooks:
             "step", "close", model=model, config=config, cache=cache, run=run
         )
         return runner
+
+    def plan_operators(self) -> OperatorBuild:
+        """What compiling the backend's operators would make."""
+        return self._one("plan_operators").typed(OperatorBuild)
 
     def export(self, model: Model, config: ModelConfig, run: RunConfig, path: Path) -> Path:
         """Write the model as files that run without its plugin."""

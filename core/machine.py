@@ -33,8 +33,13 @@ def cpu_name() -> str:
 
 def cpu_features() -> tuple[str, ...]:
     """Which of FEATURES this processor has; none where there is no /proc/cpuinfo."""
-    flags = set((_cpuinfo("flags") or _cpuinfo("Features")).split())
+    flags = set(cpu_flags().split())
     return tuple(name for name in FEATURES if name in flags)
+
+
+def cpu_flags() -> str:
+    """All that the system lists of the processor's features."""
+    return _cpuinfo("flags") or _cpuinfo("Features")
 
 
 def is_amd() -> bool:

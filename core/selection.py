@@ -116,6 +116,7 @@ def _remedy(error: BaseException) -> str:
         return ""
     if error.name.partition(".")[0] == "paddle":
         return (
-            "Install PaddlePaddle: pip install 'qinfer-paddle[cpu]', or for a GPU see the README."
+            "Run pip install 'qinfer-paddle[cpu]' (in a clone: pip install '.[cpu]'); "
+            "for a GPU see the README."
         )
     return f'Install what provides the module "{error.name}", or upgrade the plugin.'

@@ -21,6 +21,7 @@ from qinfer.core.types import (
     LinearSpec,
     LoadStats,
     ModelConfig,
+    OperatorBuild,
     PluginInfo,
     QuantPlan,
     RequestStats,
@@ -131,6 +132,12 @@ class BackendPlugin(Plugin):
         self, model: Model, config: ModelConfig, cache: CacheSpec, run: RunConfig
     ) -> Runner | None:
         """Allocate the KV cache and return what runs steps."""
+
+    @_one
+    def plan_operators(self) -> OperatorBuild | None:
+        """What compiling this backend's operators would make here; compiles nothing. Raises
+        Unsupported saying why they cannot be built.
+        """
 
     @_one
     def export(self, model: Model, config: ModelConfig, run: RunConfig, path: Path) -> Path | None:

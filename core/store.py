@@ -49,10 +49,11 @@ def make_once(
     fill: Callable[[Path], None],
     *,
     verify: bool = False,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """Make ``folder`` unless it is intact: ``fill`` writes its files into an empty folder beside
-    it, which then takes the name ``folder`` in one step.
+    """Make ``folder`` unless it is intact, with ``force`` also then: ``fill`` writes its files into
+    an empty folder beside it, which then takes the name ``folder`` in one step.
 
     One process at a time does this, the others wait. What a killed one left is removed.
     Raises BadCheckpoint when the disk is full or the cache cannot be written; then, as with any
@@ -61,7 +62,7 @@ def make_once(
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _locked(folder.parent / f"{folder.name}.lock", progress):
-            if not is_intact(folder, verify=verify):
+            if force or not is_intact(folder, verify=verify):
                 _make(folder, fill)
     except OSError as error:
         raise _explained(folder, error) from error

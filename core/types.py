@@ -6,11 +6,12 @@ Array-valued fields are numpy arrays in core and device tensors inside a model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
-API_VERSION = "1.0"
+API_VERSION = "1.1"
 """Version of the plugin contract (major.minor) that this core speaks."""
 
 Array = Any
@@ -202,6 +203,19 @@ class RunConfig:
     max_batch_tokens: int = 512
     block_size: int = 16
     require_kernels: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperatorBuild:
+    """A backend's compiled operators: the library, whether it is there, and what makes it.
+
+    ``build`` compiles unless that has been done, with True also then. It reports on stderr and
+    raises Unsupported with the compiler's words.
+    """
+
+    library: Path
+    is_built: bool
+    build: Callable[[bool], Path]
 
 
 @dataclass(frozen=True, kw_only=True)

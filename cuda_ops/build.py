@@ -8,22 +8,28 @@ import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-from qinfer.core.errors import Unsupported
-from qinfer.core.machine import cpu_features, cpu_name, cxx_compiler
+from qinfer.core.errors import BadCheckpoint, Unsupported
+from qinfer.core.machine import cpu_flags, cpu_name, cxx_compiler
 from qinfer.core.paths import cache_dir
 from qinfer.core.store import is_intact, make_once
 
 SOURCES = Path(__file__).parent / "csrc"
-LIBRARY = "libqinfer_cpu.so"
-KERNELS = ("cpu/linear.cc", "cpu/attention.cc")
 BINDINGS = "bindings.cc"
-FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fopenmp", "-ffp-contract=fast", "-Wall", "-Wextra")
-PADDLE_LIBRARIES = ("libpaddle.so", "libphi.so", "libphi_core.so", "libcommon.so", "libiomp5.so")
-"""libiomp5 is the OpenMP library Paddle's MKL uses: sharing it, both share one set of threads."""
+LIBRARY = "libqinfer_cpu.so"
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fopenmp", "-ffp-contract=fast", "-Wno-psabi")
+"""-Wno-psabi: GCC warns that vectors wider than the processor's are passed in another way than an
+old GCC did. One set of flags compiles all there is, so nobody can disagree."""
+
+NATIVE = ("-march=native",)
+TARGET = "QINFER_TARGET"
+"""Environment variable: flags that choose the instruction set, in place of NATIVE."""
+
+PADDLE_LIBRARIES = ("libpaddle.so", "libphi.so", "libphi_core.so", "libcommon.so")
+OPENMP = "libiomp5.so"
+"""The OpenMP library Paddle's MKL uses: sharing it, both share one set of threads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +48,11 @@ class Build:
 
     @property
     def is_built(self) -> bool:
-        """Whether it is there and undamaged (by size)."""
-        return is_intact(self.folder)
+        """Whether it is there and undamaged."""
+        return is_intact(self.folder, verify=True)
 
 
-def plan_build(target: tuple[str, ...] = ("-march=native",)) -> Build:
+def plan_build() -> Build:
     """What would be built here, and where. Raises Unsupported without a C++ compiler.
 
     The folder's name is a digest of everything the result depends on: the sources, the flags, the
@@ -62,88 +68,117 @@ def plan_build(target: tuple[str, ...] = ("-march=native",)) -> Build:
     if spec is None or not spec.submodule_search_locations:
         raise Unsupported(
             "PaddlePaddle is not installed",
-            remedy="Install it: pip install 'qinfer-paddle[cpu]'",
+            remedy="Run pip install 'qinfer-paddle[cpu]' (in a clone: pip install '.[cpu]').",
         )
-    digest = hashlib.sha256()
+    paddle = Path(spec.submodule_search_locations[0])
+    target = tuple(os.environ.get(TARGET, "").split()) or NATIVE
+    digest = hashlib.sha256((paddle / "version" / "__init__.py").read_bytes())
     for path in sorted(SOURCES.rglob("*.*")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+        name = path.relative_to(SOURCES).as_posix()
+        digest.update(name.encode() + b"\0" + path.read_bytes())
     said = _run([compiler, "--version"]).stdout
-    about = (*FLAGS, *target, said, version("paddlepaddle"), cpu_name(), *cpu_features())
-    digest.update("\0".join(about).encode())
-    return Build(
-        compiler=compiler,
-        target=target,
-        paddle=Path(spec.submodule_search_locations[0]),
-        folder=cache_dir() / "operators" / digest.hexdigest()[:20],
-    )
+    digest.update("\0".join((*FLAGS, *target, said, cpu_name(), cpu_flags())).encode())
+    folder = cache_dir() / "operators" / digest.hexdigest()[:20]
+    return Build(compiler=compiler, target=target, paddle=paddle, folder=folder)
 
 
-def build(plan: Build, progress: Callable[[str], None] | None = None) -> Path:
-    """Compile unless that has been done; the library's path.
+def build(
+    plan: Build, progress: Callable[[str], None] | None = None, *, force: bool = False
+) -> Path:
+    """Compile unless that has been done, with ``force`` also then; the library's path.
 
     One process at a time compiles, a killed build leaves nothing behind. Raises Unsupported with
-    the compiler's words.
+    the compiler's words, or when the cache cannot be written.
     """
-    if not plan.is_built and progress is not None:
-        progress("Compiling the operators for this processor (once, about 15 seconds)")
-    make_once(plan.folder, lambda folder: _compile(plan, folder), progress=progress)
+
+    def fill(folder: Path) -> None:
+        if progress is not None:
+            progress("Compiling the operators for this processor (once, about 15 seconds)")
+        _compile(plan, folder)
+
+    try:
+        make_once(plan.folder, fill, verify=True, force=force, progress=progress)
+    except BadCheckpoint as error:
+        raise Unsupported(
+            f"the native operators cannot be built: {error.message}", remedy=error.remedy
+        ) from error
     return plan.library
 
 
 def _compile(plan: Build, folder: Path) -> None:
-    paddle = plan.paddle
-    include = [f"-I{paddle / 'include'}", f"-I{paddle / 'include' / 'third_party'}"]
-    kernel = [plan.compiler, *FLAGS, *plan.target]
+    target = _target(plan)
+    kernel = [plan.compiler, *FLAGS, *target]
+    include = plan.paddle / "include"
     binding = [
         plan.compiler,
-        *(flag for flag in FLAGS if not flag.startswith("-W")),  # Paddle's headers warn
+        *FLAGS,
         "-O1",
         "-DPADDLE_NO_PYTHON",
         "-DPADDLE_WITH_CUSTOM_DEVICE",
-        *include,
+        f"-isystem{include}",
+        f"-isystem{include / 'third_party'}",
         f"-I{SOURCES}",
     ]
-    jobs = [(kernel, name) for name in KERNELS] + [(binding, BINDINGS)]
+    kernels = sorted((SOURCES / "cpu").glob("*.cc"))
+    jobs = [(kernel, source) for source in kernels] + [(binding, SOURCES / BINDINGS)]
     with ThreadPoolExecutor(len(jobs)) as pool:
         objects = list(pool.map(lambda job: _object(job[0], job[1], folder), jobs))
-    places = [f"-L{paddle / 'base'}", f"-L{paddle / 'libs'}"]
-    libraries = [f"-l:{name}" for name in PADDLE_LIBRARIES]
+    _link(plan, target, objects, folder / LIBRARY)
+    for path in objects:
+        path.unlink()
+
+
+def _target(plan: Build) -> tuple[str, ...]:
+    """The plan's, but none where the compiler does not know NATIVE, as some outside x86 don't."""
+    check = [plan.compiler, *NATIVE, "-E", "-x", "c++", os.devnull]
+    return () if plan.target == NATIVE and _run(check).returncode else plan.target
+
+
+def _object(command: list[str], source: Path, folder: Path) -> Path:
+    target = folder / f"{source.stem}.o"
+    _checked([*command, "-c", str(source), "-o", str(target)])
+    return target
+
+
+def _link(plan: Build, target: tuple[str, ...], objects: list[Path], library: Path) -> None:
+    places = (plan.paddle / "base", plan.paddle / "libs")
+    there = [n for n in (*PADDLE_LIBRARIES, OPENMP) if any((p / n).exists() for p in places)]
     _checked(
         [
             plan.compiler,
             "-shared",
-            "-o",
-            str(folder / LIBRARY),
-            *objects,
-            *places,
-            *libraries,
+            *target,
+            *map(str, objects),
+            *(f"-L{place}" for place in places),
+            *(f"-l:{name}" for name in there),
+            *(() if OPENMP in there else ("-fopenmp",)),  # Paddle without MKL: the compiler's own
             "-Wl,--allow-shlib-undefined",
+            "-o",
+            str(library),
         ]
     )
-    for name in objects:
-        Path(name).unlink()
-
-
-def _object(command: list[str], source: str, folder: Path) -> str:
-    target = folder / f"{Path(source).stem}.o"
-    _checked([*command, "-c", str(SOURCES / source), "-o", str(target)])
-    return str(target)
 
 
 def _checked(command: list[str]) -> None:
     done = _run(command)
-    if done.returncode:
-        words = "\n".join(done.stderr.strip().splitlines()[:20])
-        raise Unsupported(
-            f"the native operators cannot be compiled: {command[0]} says\n{words}",
-            remedy="Set CXX to another compiler (GCC 10 or newer, Clang 14 or newer).",
-        )
+    if done.returncode == 0:
+        return
+    words = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+    words = words or [f"nothing, and ends with {done.returncode}"]
+    first = next((line for line in words if "error" in line.lower()), words[0])
+    more = "".join(f"\n{line}" for line in words[:20] if len(words) > 1)
+    raise Unsupported(
+        f"the native operators cannot be compiled; {command[0]} says: {first}{more}",
+        remedy="Set CXX to another compiler (GCC 10 or newer, Clang 14 or newer).",
+    )
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "LC_ALL": "C"}
     try:
-        return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        return subprocess.run(
+            command, capture_output=True, text=True, errors="replace", env=environment, check=False
+        )
     except OSError as error:
         raise Unsupported(
             f"the C++ compiler {command[0]} cannot be run: {error}",

@@ -14,6 +14,9 @@ from qinfer.cuda_ops.table import operator
 E4M3_MAX = 448.0
 """Largest finite float8_e4m3fn (arXiv:2209.05433)."""
 
+INT4_GROUP = 64
+"""Inputs that share a scale in ``linear_int4``."""
+
 ROWS = 1024
 """Rows arranged at a time, to bound the memory it takes."""
 
@@ -53,6 +56,22 @@ def linear_int8(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -
     The scale is per output channel, so it can follow the product.
     """
     return _add(paddle.matmul(x, weight.astype(x.dtype)) * scale, bias)
+
+
+@operator
+def arrange_int4(weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """An int4 weight [out, in] (int8 values -8 to 7) and its scale [out, in / 64], arranged.
+
+    Reference: the weight unpacked as int8 [in, out], the scale [in / 64, out].
+    """
+    return weight.T.contiguous(), scale.T.contiguous()
+
+
+@operator
+def linear_int4(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out: int) -> Tensor:
+    """Weight-only int4 in groups of 64 inputs: ``x (W * scale) + b``; both arranged."""
+    groups = weight.astype(x.dtype).reshape([-1, INT4_GROUP, out])
+    return _add(paddle.matmul(x, (groups * scale.unsqueeze(1)).reshape([-1, out])), bias)
 
 
 @operator

@@ -18,9 +18,12 @@ CPU = "cpu"
 CHOICE = "QINFER_OPERATORS"
 """Environment variable: "reference" keeps the native operators out (to compare, to debug)."""
 
-FORMATS = {"float32": 0, "float16": 0, "bfloat16": 1, "int8": 2, "float8_e4m3fn": 3}
+FORMATS = {"float32": 0, "float16": 0, "bfloat16": 1, "int8": 2, "float8_e4m3fn": 3, "int4": 4}
 """Weight dtype -> number of the packed format, as csrc/cpu/linear.h counts them. A float16 weight
 is held as float32, which is exact."""
+
+PANEL = 16
+"""Outputs in a panel of a packed weight."""
 
 _loaded: set[Path] = set()
 
@@ -52,12 +55,21 @@ def load(library: Path) -> None:
         return
     from paddle.utils.cpp_extension.extension_utils import load_op_meta_info_and_register_op
 
-    load_op_meta_info_and_register_op(str(library))
+    try:
+        load_op_meta_info_and_register_op(str(library))
+    except (OSError, RuntimeError) as error:  # a cache mounted noexec, another Paddle's symbols
+        raise Unsupported(
+            f"the native operators do not load: {error}",
+            remedy="Set QINFER_CACHE to a folder programs may run from, or qinfer build-ops "
+            "--force.",
+        ) from error
     _loaded.add(library)
     ops.arrange.versions[CPU] = _arrange
     ops.linear.versions[CPU] = _linear
     ops.linear_int8.versions[CPU] = _linear_int8
     ops.linear_fp8.versions[CPU] = _linear_fp8
+    ops.arrange_int4.versions[CPU] = _arrange_int4
+    ops.linear_int4.versions[CPU] = _linear_int4
     ops.rotary_kv_write.versions[CPU] = _rotary_kv_write
     ops.paged_attention.versions[CPU] = _paged_attention
     ops.silu_gate.versions[CPU] = _silu_gate
@@ -70,7 +82,7 @@ def _arrange(weight: Tensor, dtype: str) -> Tensor:
     """Panels of sixteen outputs (csrc/cpu/linear.cc), as bytes."""
     if weight.dtype == paddle.float16:
         weight = weight.astype("float32")
-    return _run("qinfer_pack", weight)[0]
+    return _run("qinfer_pack", weight, FORMATS[str(weight.dtype).removeprefix("paddle.")])[0]
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: str, out: int) -> Tensor:
@@ -85,6 +97,18 @@ def _linear_int8(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) 
 def _linear_fp8(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     out = scale.shape[0]
     return _run("qinfer_linear", x, weight, scale, bias, FORMATS["float8_e4m3fn"], out)[0]
+
+
+def _arrange_int4(weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Panels of sixteen outputs with two weights a byte, and their scales [panels, groups, 16]."""
+    groups, missing = scale.shape[1], -scale.shape[0] % PANEL
+    padded = paddle.concat([scale, paddle.zeros([missing, groups], scale.dtype)])
+    in_panels = padded.reshape([-1, PANEL, groups]).transpose([0, 2, 1]).contiguous()
+    return _run("qinfer_pack", weight, FORMATS["int4"])[0], in_panels
+
+
+def _linear_int4(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out: int) -> Tensor:
+    return _run("qinfer_linear", x, weight, scale, bias, FORMATS["int4"], out)[0]
 
 
 def _rotary_kv_write(

@@ -2,7 +2,15 @@
 
 from qinfer.cuda_ops.attention import paged_attention, rotary_kv_write
 from qinfer.cuda_ops.elementwise import embed, silu_gate, take_rows
-from qinfer.cuda_ops.linear import arrange, linear, linear_fp8, linear_int8, nbytes
+from qinfer.cuda_ops.linear import (
+    arrange,
+    arrange_int4,
+    linear,
+    linear_fp8,
+    linear_int4,
+    linear_int8,
+    nbytes,
+)
 from qinfer.cuda_ops.norm import add_rms_norm, rms_norm
 from qinfer.cuda_ops.sampling import argmax, choose_tokens, edit_logits, sample, token_logprobs
 
@@ -10,11 +18,13 @@ __all__ = [
     "add_rms_norm",
     "argmax",
     "arrange",
+    "arrange_int4",
     "choose_tokens",
     "edit_logits",
     "embed",
     "linear",
     "linear_fp8",
+    "linear_int4",
     "linear_int8",
     "nbytes",
     "paged_attention",

@@ -17,6 +17,8 @@ from qinfer.core.errors import QinferError
 COMMANDS = {
     "run": ("qinfer.core.cli.run", "Generate text for one prompt or a file of them."),
     "chat": ("qinfer.core.cli.chat", "Talk with a model."),
+    "build-ops": ("qinfer.core.cli.build_ops", "Compile the native operators before first use."),
+    "bench": ("qinfer.core.cli.bench", "Measure how fast a model runs here."),
     "list-plugins": ("qinfer.core.cli.list_plugins", "List the installed plugins."),
     "doctor": ("qinfer.core.cli.doctor", "Check that this computer is ready, and say what is not."),
 }

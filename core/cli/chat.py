@@ -34,7 +34,7 @@ HELP = """\
 /system TEXT  set the system message (without TEXT: show it)
 /reset        forget the conversation, keep the system message
 /help         show this
-/exit         leave; so does Ctrl-D
+/exit, /quit  leave; so does Ctrl-D
 Ctrl-C stops an answer; what there is of it stays in the conversation."""
 
 

@@ -6,48 +6,26 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import asdict
 
 import click
 
 from qinfer.core import machine
 from qinfer.core.check import check_all
-from qinfer.core.child import python_command
+from qinfer.core.cli.doctor_paddle import (
+    LOAD_TIMEOUT,
+    installed,
+    operator_findings,
+    paddle_findings,
+)
+from qinfer.core.cli.finding import Finding, problem, warning
 from qinfer.core.discovery import discover
 from qinfer.core.errors import Unsupported
 from qinfer.core.paths import cache_dir
 
 GIB = 1 << 30
-LOAD_TIMEOUT = 120.0
-"""Seconds Paddle and each plugin may take to load: a cold disk is slow, a hang is forever."""
-
-PADDLE_REMEDY = "Run pip install 'qinfer-paddle[cpu]', or for a GPU see the README."
-
-_PADDLE_PROBE = """
-import json, os
-answer = os.dup(1); os.dup2(2, 1)
-from qinfer.core.device import import_paddle
-paddle = import_paddle()
-kinds = ["cpu"]
-if paddle.is_compiled_with_cuda(): kinds.append(f"gpu ({paddle.device.cuda.device_count()} here)")
-if paddle.is_compiled_with_xpu(): kinds.append("xpu")
-kinds += paddle.device.get_all_custom_device_type() or []
-os.write(answer, json.dumps(kinds).encode())
-"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One line of the report; ``state`` is ok, warning or problem."""
-
-    name: str
-    value: str
-    state: str = "ok"
-    remedy: str = ""
 
 
 @click.command("doctor")
@@ -59,7 +37,7 @@ def command(as_json: bool) -> int:
     "findings", each with "name", "value", "state" (ok, warning or problem) and "remedy".
     """
     findings: list[Finding] = []
-    for examine in (_system, _packages, _paddle, _compilers, _cache, _demo, _plugins):
+    for examine in EXAMINATIONS:
         for finding in examine():
             findings.append(finding)
             if not as_json:
@@ -101,7 +79,7 @@ def _system() -> Iterator[Finding]:
 
 def _packages() -> Iterator[Finding]:
     for name in ("numpy", "safetensors", "tokenizers"):
-        found = _version(name)
+        found = installed(name)
         yield Finding(
             name=name,
             value=found or "not installed",
@@ -110,34 +88,13 @@ def _packages() -> Iterator[Finding]:
         )
 
 
-def _paddle() -> Iterator[Finding]:
-    """Import Paddle in a process of its own: it takes seconds, and may crash."""
-    names = ("paddlepaddle", "paddlepaddle-gpu", "paddlepaddle-xpu")
-    found = next((f"{name} {_version(name)}" for name in names if _version(name)), "")
-    try:
-        child = subprocess.run(
-            python_command(_PADDLE_PROBE),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=LOAD_TIMEOUT,
-            check=True,
-        )
-        kinds = ", ".join(json.loads(child.stdout))
-        yield Finding(name="paddle", value=f"{found or 'built from source'}, loads; for {kinds}")
-    except subprocess.CalledProcessError as error:
-        last = (error.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
-        why = f"{found} does not load (exit code {error.returncode}): {last}"
-        yield _problem("paddle", why if found else "not installed", PADDLE_REMEDY)
-    except (subprocess.TimeoutExpired, ValueError) as error:
-        yield _problem("paddle", f"{found} does not load: {error}", PADDLE_REMEDY)
-
-
 def _compilers() -> Iterator[Finding]:
     compiler = machine.cxx_compiler()
-    yield Finding(
-        name="c++",
-        value=compiler or "no compiler found (nothing needs one yet)",
-    )
+    if compiler:
+        yield Finding(name="c++", value=compiler)
+    else:
+        slow = "no compiler: the slow reference operators are used"
+        yield warning("c++", slow, "Install g++ (Debian, Ubuntu: apt-get install g++) or set CXX.")
     value = machine.cuda_compiler() or "not found (needed for NVIDIA GPUs only)"
     yield Finding(name="nvcc", value=value)
 
@@ -147,7 +104,7 @@ def _cache() -> Iterator[Finding]:
     there = next(place for place in (folder, *folder.parents) if place.exists())
     if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
         remedy = "Make it writable, or set QINFER_CACHE to a folder that is."
-        yield _problem("cache", f"{folder} is not writable (see {there})", remedy)
+        yield problem("cache", f"{folder} is not writable (see {there})", remedy)
         return
     free = shutil.disk_usage(there).free
     yield Finding(
@@ -170,10 +127,10 @@ def _demo() -> Iterator[Finding]:
 
 
 def _plugins() -> Iterator[Finding]:
-    installed = discover()
-    for line in installed.damaged:
+    found = discover()
+    for line in found.damaged:
         yield Finding(name="plugins", value=line, state="warning", remedy="Reinstall it.")
-    results = list(zip(installed.plugins, check_all(installed.plugins, LOAD_TIMEOUT), strict=True))
+    results = list(zip(found.plugins, check_all(found.plugins, LOAD_TIMEOUT), strict=True))
     for record, result in results:
         if result.problems:
             yield Finding(
@@ -186,12 +143,13 @@ def _plugins() -> Iterator[Finding]:
     yield Finding(name="plugins", value=f"{working} of {len(results)} load")
 
 
-def _problem(name: str, value: str, remedy: str) -> Finding:
-    return Finding(name=name, value=value, state="problem", remedy=remedy)
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return ""
+EXAMINATIONS = (
+    _system,
+    _packages,
+    paddle_findings,
+    _compilers,
+    operator_findings,
+    _cache,
+    _demo,
+    _plugins,
+)

@@ -134,6 +134,9 @@ def model_options(function: F) -> F:
                help="Precision of the parameters; auto is the checkpoint's."),
         option(MODEL, "--threads", type=count, default=0,
                help="Threads to compute with. Without it, one per usable processor."),
+        option(MODEL, "--require-kernels", is_flag=True,
+               help="Stop where the native operators cannot be built, instead of computing with "
+               "the slow reference ones."),
         option(MODEL, "--max-model-len", type=count, default=0, aliases=("--total-max-length",),
                help="Longest prompt and answer together, in tokens."),
         option(MODEL, "--max-num-seqs", type=click.IntRange(min=1), default=64,
@@ -201,6 +204,7 @@ def sampling_params(
 _MODEL_NAMES = (
     "model", "plugin", "quant", "backend", "observers", "device", "dtype", "threads",
     "max_model_len", "max_num_seqs", "max_batch_tokens", "kv_cache_memory",
+    "require_kernels",
 )  # fmt: skip
 
 

@@ -52,7 +52,7 @@ DEFAULT_MAX_TOKENS = 256
     metavar="FILE.jsonl",
     aliases=("--data-file",),
     type=click.Path(path_type=Path),
-    help="Batch: one prompt a line, see below.",
+    help="Batch: one prompt a line, see above.",
 )
 @option(
     IO,

@@ -17,7 +17,10 @@ from qinfer.core.errors import BadInput
 from qinfer.core.params import SamplingParams
 
 # How fast a batch runs and how much it holds in memory may change between two runs of it.
-_FREE_TO_CHANGE = ("observers", "threads", "max_num_seqs", "max_batch_tokens", "kv_cache_memory")
+_FREE_TO_CHANGE = (
+    "observers", "threads", "max_num_seqs", "max_batch_tokens", "kv_cache_memory",
+    "require_kernels",
+)  # fmt: skip
 
 
 def run_batch(options: dict[str, Any], params: SamplingParams) -> int:

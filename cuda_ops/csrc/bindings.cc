@@ -10,18 +10,17 @@ using Shape = std::vector<int64_t>;
 
 namespace {
 
-qinfer::Format format_of(DataType type) {
-  switch (type) {
-    case DataType::FLOAT32:
-      return qinfer::Format::kF32;
-    case DataType::BFLOAT16:
-      return qinfer::Format::kBF16;
-    case DataType::INT8:
-      return qinfer::Format::kInt8;
-    case DataType::FLOAT8_E4M3FN:
-      return qinfer::Format::kE4M3;
+// The dtype a weight of that format comes in; int4 as int8 values from -8 to 7.
+DataType source_of(qinfer::Format format) {
+  switch (format) {
+    case qinfer::Format::kF32:
+      return DataType::FLOAT32;
+    case qinfer::Format::kBF16:
+      return DataType::BFLOAT16;
+    case qinfer::Format::kE4M3:
+      return DataType::FLOAT8_E4M3FN;
     default:
-      PD_THROW("qinfer_pack: no kernel for weights of this type");
+      return DataType::INT8;
   }
 }
 
@@ -35,10 +34,13 @@ const float* floats(const paddle::optional<Tensor>& x, const char* what) {
 }
 
 // weight [out, in] -> bytes in panel order
-std::vector<Tensor> pack(const Tensor& weight) {
+std::vector<Tensor> pack(const Tensor& weight, int64_t number) {
   PD_CHECK(weight.shape().size() == 2, "qinfer_pack: the weight must be [out, in]");
   const int64_t out = weight.shape()[0], in = weight.shape()[1];
-  const qinfer::Format format = format_of(weight.dtype());
+  const auto format = static_cast<qinfer::Format>(number);
+  PD_CHECK(weight.dtype() == source_of(format), "qinfer_pack: the weight has another type");
+  PD_CHECK(format != qinfer::Format::kInt4 || in % 64 == 0,
+           "qinfer_pack: int4 needs a multiple of 64 inputs");
   Tensor packed =
       paddle::empty({qinfer::packed_bytes(format, out, in)}, DataType::UINT8, weight.place());
   qinfer::pack_weight(format, weight.data(), packed.data<uint8_t>(), out, in);
@@ -53,7 +55,8 @@ std::vector<Tensor> linear(const Tensor& x, const Tensor& packed,
   PD_CHECK(packed.numel() == qinfer::packed_bytes(kind, out, in),
            "qinfer_linear: the packed weight does not have this shape");
   PD_CHECK(!bias || bias->numel() == out, "qinfer_linear: the bias must be [out]");
-  PD_CHECK(!scale || scale->numel() == out, "qinfer_linear: the scale must be [out]");
+  const int64_t scales = kind == qinfer::Format::kInt4 ? (out + 15) / 16 * 16 * (in / 64) : out;
+  PD_CHECK(!scale || scale->numel() == scales, "qinfer_linear: the scale has another size");
   Tensor y = paddle::empty({rows, out}, DataType::FLOAT32, x.place());
   qinfer::linear(kind, floats(x, "qinfer_linear: x"), packed.data(), floats(scale, "scale"),
                  floats(bias, "bias"), y.data<float>(), rows, in, out);
@@ -106,7 +109,11 @@ std::vector<Tensor> silu_gate(const Tensor& x) {
 
 }  // namespace
 
-PD_BUILD_OP(qinfer_pack).Inputs({"weight"}).Outputs({"packed"}).SetKernelFn(PD_KERNEL(pack));
+PD_BUILD_OP(qinfer_pack)
+    .Inputs({"weight"})
+    .Outputs({"packed"})
+    .Attrs({"format: int64_t"})
+    .SetKernelFn(PD_KERNEL(pack));
 
 PD_BUILD_OP(qinfer_linear)
     .Inputs({"x", "packed", paddle::Optional("scale"), paddle::Optional("bias")})

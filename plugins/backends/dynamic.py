@@ -16,6 +16,7 @@ from qinfer.core.specs import BackendPlugin, hookimpl
 from qinfer.core.types import (
     CacheSpec,
     ModelConfig,
+    OperatorBuild,
     PluginInfo,
     RunConfig,
     SamplingInput,
@@ -23,6 +24,7 @@ from qinfer.core.types import (
     StepOutput,
 )
 from qinfer.cuda_ops import ops
+from qinfer.cuda_ops.build import build, plan_build
 from qinfer.cuda_ops.native import use_native
 from qinfer.cuda_ops.sampling import MAX_SHORTLIST
 
@@ -33,7 +35,7 @@ class Dynamic(BackendPlugin):
     info = PluginInfo(
         name="dynamic",
         kind="backend",
-        api="1.0",
+        api="1.1",
         summary="eager execution, no export needed",
         aliases=("dygraph",),
     )
@@ -50,6 +52,16 @@ class Dynamic(BackendPlugin):
     def report_header(self, run: RunConfig) -> str:
         """Which operators run."""
         return self.operators
+
+    @hookimpl
+    def plan_operators(self) -> OperatorBuild:
+        """The native CPU operators, for this processor and compiler."""
+        plan = plan_build()
+        return OperatorBuild(
+            library=plan.library,
+            is_built=plan.is_built,
+            build=lambda force: build(plan, _note, force=force),
+        )
 
     @hookimpl
     def open_runner(

@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
 from qinfer.core.arrays import converted
-from qinfer.core.protocols import Layer
-from qinfer.core.specs import QuantPlugin, hookimpl
-from qinfer.core.types import (
-    Array,
-    DeviceInfo,
-    LinearSpec,
-    ModelConfig,
-    PluginInfo,
-    QuantPlan,
-    Scheme,
-)
+from qinfer.core.types import Array, LinearSpec, PluginInfo, Scheme
 from qinfer.cuda_ops import ops
-from qinfer.plugins.quant.none import PlainLinear, pack_plain, plain_scheme
-
-HEAD_STAYS = "the vocabulary head keeps the model's precision"
-INT8 = Scheme(name="wint8", weight_dtype="int8", weight_scale="channel")
+from qinfer.plugins.quant.decoder import DecoderScheme
 
 
-class WInt8(QuantPlugin):
+class WInt8(DecoderScheme):
     """int8 weights, activations in the compute dtype; what PaddleNLP calls weight_only_int8."""
 
     info = PluginInfo(
@@ -35,23 +22,15 @@ class WInt8(QuantPlugin):
         summary="int8 weights, one scale per output channel",
         aliases=("weight_only_int8",),
     )
+    scheme = Scheme(name="wint8", weight_dtype="int8", weight_scale="channel")
 
-    @hookimpl
-    def plan_quant(
-        self, config: ModelConfig, layers: Sequence[LinearSpec], device: DeviceInfo
-    ) -> QuantPlan:
-        """int8 for every linear of the decoder layers."""
-        return quantise_decoder(config, layers, INT8)
+    def quantise(self, weight: Array) -> dict[str, Array]:
+        """Weight [out, in] int8 and scale [out] float32."""
+        return pack_int8(weight)
 
-    @hookimpl
-    def pack_weight(self, spec: LinearSpec, scheme: Scheme, weight: Array) -> dict[str, Array]:
-        """Weight [in, out] int8 and scale [out] float32."""
-        return pack_int8(weight) if scheme == INT8 else pack_plain(scheme, weight)
-
-    @hookimpl
-    def build_linear(self, spec: LinearSpec, scheme: Scheme, params: Mapping[str, Array]) -> Layer:
-        """An int8 product, or a plain one where the plan left the layer out."""
-        return Int8Linear(params) if scheme == INT8 else PlainLinear(spec, scheme, params)
+    def layer(self, spec: LinearSpec, params: Mapping[str, Array]) -> Int8Linear:
+        """A product with int8 weights."""
+        return Int8Linear(params)
 
 
 class Int8Linear:
@@ -65,15 +44,6 @@ class Int8Linear:
     def __call__(self, x: Array) -> Array:
         """[T, in] -> [T, out]."""
         return ops.linear_int8(x, self.weight, self.scale, self.bias)
-
-
-def quantise_decoder(
-    config: ModelConfig, layers: Sequence[LinearSpec], scheme: Scheme
-) -> QuantPlan:
-    """``scheme`` for every linear but the vocabulary head, which PaddleNLP and vLLM leave too."""
-    heads = [spec.name for spec in layers if spec.role == "lm_head"]
-    by_layer = {spec.name: scheme for spec in layers} | dict.fromkeys(heads, plain_scheme(config))
-    return QuantPlan(by_layer=by_layer, skipped=dict.fromkeys(heads, HEAD_STAYS))
 
 
 def pack_int8(weight: Array) -> dict[str, Array]:

@@ -60,7 +60,8 @@ def test_every_option_arrives(qinfer) -> None:
         "run", "x", "--plugin", "p", "--quant", "fp8", "--backend", "b", "--observer", "o1",
         "--observer", "o2", "--device", "cpu", "--dtype", "float32", "--threads", "2",
         "--max-model-len", "99", "--max-num-seqs", "3", "--max-batch-tokens", "64",
-        "--kv-cache-memory", "1.5GiB", "--max-tokens", "9", "--min-tokens", "1",
+        "--kv-cache-memory", "1.5GiB", "--require-kernels",
+        "--max-tokens", "9", "--min-tokens", "1",
         "--temperature", "0.5", "--top-k", "4", "--top-p", "0.9", "--min-p", "0.1",
         "--repetition-penalty", "1.1", "--presence-penalty", "0.2", "--frequency-penalty", "0.3",
         "--seed", "7", "--stop", "A", "--stop", "B", "--stop-token-id", "5", "--ignore-eos",
@@ -70,6 +71,7 @@ def test_every_option_arrives(qinfer) -> None:
         "model": None, "plugin": "p", "quant": "fp8", "backend": "b", "observers": ("o1", "o2"),
         "device": "cpu", "dtype": "float32", "threads": 2, "max_model_len": 99,
         "max_num_seqs": 3, "max_batch_tokens": 64, "kv_cache_memory": 3 * 2**29,
+        "require_kernels": True,
     }  # fmt: skip
     params = made().params[0]
     assert (params.max_tokens, params.min_tokens, params.seed, params.n) == (9, 1, 7, 2)

@@ -55,6 +55,26 @@ def test_linear_int8(x_bias, rng):
     assert np.abs(got - exact).max() <= 5e-5 * np.abs(exact).max()
 
 
+@pytest.mark.parametrize(
+    ("tokens", "inputs", "outputs"), [(1, 64, 77), (5, 576, 96), (17, 192, 16)]
+)
+def test_linear_int4(tokens, inputs, outputs, rng):
+    x = rng.normal(size=(tokens, inputs)).astype(np.float32)
+    x[0, 3] = 40  # an outlier: its group keeps few of its fifteen bits
+    weight = rng.integers(-8, 8, (outputs, inputs)).astype(np.int8)
+    scale = rng.uniform(1e-2, 1, (outputs, inputs // 64)).astype(np.float32)
+    bias = rng.normal(size=outputs).astype(np.float32)
+    arranged, scales = ops.arrange_int4(*tensors(weight, scale))
+    got = ops.linear_int4(*tensors(x), arranged, scales, *tensors(bias), outputs).numpy()
+    whole = weight.astype(np.float64) * np.repeat(scale.astype(np.float64), 64, axis=1)
+    exact = x.astype(np.float64) @ whole.T + bias
+    # Half a step of its group for each input, added up as the worst case would.
+    step = np.abs(x.reshape(tokens, -1, 64)).max(axis=2) / 16319
+    worst = step / 2 @ np.abs(whole).reshape(outputs, -1, 64).sum(axis=2).T
+    assert (np.abs(got - exact) <= worst + 1e-5 * np.abs(exact).max()).all()
+    assert np.sqrt(np.mean((got - exact) ** 2)) <= 1e-4 * np.abs(exact).max()
+
+
 def test_linear_fp8(x_bias, rng):
     x, bias, (inputs, outputs) = x_bias
     x[0, 3] = 50  # an outlier, so that one token's small values fall among the subnormals
@@ -68,18 +88,26 @@ def test_linear_fp8(x_bias, rng):
     close(got, rounded @ weight.T.astype(np.float64) * x_scale * scale + bias)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "float8_e4m3fn"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4", "float8_e4m3fn"])
 def test_a_row_does_not_depend_on_the_others(dtype, version, rng):
     """Bit for bit, in the native version: batch size and chunking change nothing."""
     if version != "cpu":
         pytest.skip("Paddle's product adds in an order that depends on the shape")
-    x = rng.normal(size=(50, 96)).astype(np.float32)
-    weight = (rng.normal(size=(200, 96)) * 30).astype(getattr(ml_dtypes, dtype, dtype))
-    arranged = ops.arrange(*tensors(weight), "float32")
+    x = rng.normal(size=(50, 128)).astype(np.float32)
+    numbers = rng.normal(size=(200, 128)) * (3 if dtype == "int4" else 30)
+    held = "int8" if dtype == "int4" else dtype
+    weight = numbers.clip(-8, 7).astype(held) if dtype == "int4" else numbers
+    (weight,) = tensors(weight.astype(getattr(ml_dtypes, held, held)))
     scale = paddle.ones([200])
+    if dtype == "int4":
+        arranged, scale = ops.arrange_int4(weight, paddle.ones([200, 2]))
+    else:
+        arranged = ops.arrange(weight, "float32")
 
     def product(rows):
         rows = paddle.to_tensor(rows)
+        if dtype == "int4":
+            return ops.linear_int4(rows, arranged, scale, None, 200).numpy()
         if dtype == "int8":
             return ops.linear_int8(rows, arranged, scale, None).numpy()
         if dtype == "float8_e4m3fn":
@@ -87,7 +115,7 @@ def test_a_row_does_not_depend_on_the_others(dtype, version, rng):
         return ops.linear(rows, arranged, None, dtype, 200).numpy()
 
     whole = product(x)
-    for count in (1, 2, 3, 5, 11, 12, 13, 49):
+    for count in (1, 2, 3, 5, 11, 12, 13, 31, 32, 49):
         np.testing.assert_array_equal(product(x[:count]), whole[:count])
 
 

@@ -19,7 +19,7 @@ def test_help_and_version_import_nothing_heavy_and_no_subcommand(python):
 def test_help_lists_every_command_and_broken_plugins_do_not_matter(qinfer):
     done = qinfer("--help", on="broken damaged")
     assert done.returncode == 0
-    for name in ("run", "chat", "list-plugins", "doctor"):
+    for name in ("run", "chat", "build-ops", "list-plugins", "doctor"):
         assert f"  {name}  " in done.stdout
 
 
@@ -94,7 +94,9 @@ def test_doctor(qinfer, tmp_path):
     done = qinfer("doctor", "--json", on="broken", QINFER_CACHE=str(tmp_path / "cache"))
     document = json.loads(done.stdout)
     findings = {finding["name"]: finding for finding in document["findings"]}
-    assert {"python", "processor", "cores", "memory", "paddle", "c++", "cache"} <= set(findings)
+    assert {"python", "processor", "cores", "memory", "paddle", "c++", "operators", "cache"} <= set(
+        findings
+    )
     assert findings["cache"]["state"] == "ok"
     assert not (tmp_path / "cache").exists()
     problems = [f for f in document["findings"] if f["state"] == "problem"]

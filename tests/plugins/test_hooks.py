@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from qinfer.core.types import (
     DeviceInfo,
     LinearSpec,
     ModelConfig,
+    OperatorBuild,
     PluginInfo,
     QuantPlan,
     RunConfig,
@@ -87,6 +89,7 @@ CALLS = {
     "build_linear": ("quant", [SPEC, SCHEME, {}]),
     "cache_spec": ("quant", [CONFIG, QuantPlan(by_layer={})]),
     "open_runner": ("backend", [print, CONFIG, CACHE, RunConfig()]),
+    "plan_operators": ("backend", []),
     "export": ("backend", [print, CONFIG, RunConfig(), None]),
     "probe": ("observer", [DEVICE]),
     "report_header": ("observer", [RunConfig()]),
@@ -111,6 +114,7 @@ def call(hook, answer):
         ("build_linear", print),
         ("cache_spec", CACHE),
         ("open_runner", Runner()),
+        ("plan_operators", OperatorBuild(library=Path("a.so"), is_built=False, build=Path)),
     ],
 )
 def test_a_right_answer_passes_unchanged(hook, answer):
@@ -142,6 +146,7 @@ def test_a_right_answer_passes_unchanged(hook, answer):
         ("build_linear", None, "no method __call__"),
         ("cache_spec", {}, "a dict where CacheSpec is needed"),
         ("open_runner", print, "no method step"),
+        ("plan_operators", Path("a.so"), "Path where OperatorBuild is needed"),
         ("export", "path", "a str where Path is needed"),
         ("probe", True, "a bool where Support is needed"),
         ("report_header", 3, "an int where str is needed"),

@@ -7,8 +7,9 @@ import pytest
 
 from qinfer.core.arrays import ROWS
 from qinfer.core.types import Scheme
-from qinfer.plugins.quant.fp8 import pack_e4m3
+from qinfer.plugins.quant.fp8 import pack_e4m3, round_to_e4m3
 from qinfer.plugins.quant.none import pack_plain
+from qinfer.plugins.quant.wint4 import pack_int4
 from qinfer.plugins.quant.wint8 import pack_int8
 
 E4M3 = ml_dtypes.float8_e4m3fn
@@ -68,6 +69,30 @@ def test_e4m3_is_the_nearest_of_448_w_over_absmax(shape, weight_of):
     got = packed["weight"].astype(np.float64)
     assert packed["weight"].dtype == E4M3
     np.testing.assert_allclose(np.abs(got - scaled), nearest, atol=448 * 1e-6)
+
+
+def test_rounding_to_e4m3_is_that_of_ml_dtypes(rng):
+    """Every code, every tie between two and its neighbours, and random numbers."""
+    grid = np.arange(127, dtype=np.uint8).view(E4M3).astype(np.float32)
+    ties = (grid[1:] + grid[:-1]) / 2
+    near = [np.nextafter(ties, np.float32(0)), np.nextafter(ties, np.float32(999))]
+    random = rng.uniform(0, 448, 50_000) * 2.0 ** -rng.integers(0, 20, 50_000)
+    x = np.concatenate([grid, ties, *near, random]).astype(np.float32)
+    x = np.concatenate([x, -x])
+    got, expected = round_to_e4m3(x).view(np.uint8), x.astype(E4M3).view(np.uint8)
+    np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("shape", [(3, 64), (ROWS + 1, 192)])
+def test_int4_is_round_half_away_of_7_w_over_the_groups_absmax(shape, weight_of):
+    weight = weight_of(shape)
+    groups = weight.astype(np.float64).reshape(shape[0], -1, 64)
+    absmax = np.abs(groups).max(axis=2)
+    packed = pack_int4(weight)
+    np.testing.assert_allclose(packed["scale"], absmax / 7, rtol=1e-6)
+    got = packed["weight"].astype(np.float64).reshape(groups.shape)
+    assert np.abs(got - groups / absmax[:, :, None] * 7).max() <= 0.5 + 1e-5
+    assert (np.abs(got).max(axis=2) == 7).all()
 
 
 @pytest.mark.parametrize("pack", [pack_int8, pack_e4m3])

@@ -40,8 +40,23 @@ struct Task {
 inline F32 scores_of(const float* query, const float* keys, int64_t dim) {
   F32 part[4] = {};
   for (int64_t d = 0; d < dim; d += 4)
+#pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) part[i] += load<F32>(keys + (d + i) * kLanes) * query[d + i];
   return (part[0] + part[1]) + (part[2] + part[3]);
+}
+
+// to += the sum of `count` rows of values, weighted, over V vectors side by side.
+template <int V>
+void mix(const float* values, int64_t stride, const float* weights, int64_t count, float* to) {
+  F32 total[V];
+#pragma GCC unroll 4
+  for (int v = 0; v < V; ++v) total[v] = load<F32>(to + v * kLanes);
+  for (int64_t i = 0; i < count; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v)
+      total[v] += load<F32>(values + i * stride + v * kLanes) * weights[i];
+#pragma GCC unroll 4
+  for (int v = 0; v < V; ++v) store(to + v * kLanes, total[v]);
 }
 
 void attend(const Paged& p, const Task& task, const float* queries, float scale, float* out) {
@@ -73,13 +88,12 @@ void attend(const Paged& p, const Task& task, const float* queries, float scale,
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t visible = std::min(count, first_seen + row / task.heads - j);
       const float* weights = &scratch[row * padded + j];
-      for (int64_t d = 0; d < p.dim; d += kLanes) {
-        float* to = out + query(row) + d;
-        F32 mixed = load<F32>(to);
-        for (int64_t i = 0; i < visible; ++i)
-          mixed += load<F32>(values + i * p.kv_heads * p.dim + d) * weights[i];
-        store(to, mixed);
-      }
+      float* to = out + query(row);
+      int64_t d = 0;
+      for (; d + 4 * kLanes <= p.dim; d += 4 * kLanes)
+        mix<4>(values + d, p.kv_heads * p.dim, weights, visible, to + d);
+      for (; d < p.dim; d += kLanes)
+        mix<1>(values + d, p.kv_heads * p.dim, weights, visible, to + d);
     }
   }
 }

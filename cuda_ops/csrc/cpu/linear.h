@@ -5,17 +5,19 @@
 
 namespace qinfer {
 
-enum class Format : int { kF32 = 0, kBF16 = 1, kInt8 = 2, kE4M3 = 3 };
+enum class Format : int { kF32 = 0, kBF16 = 1, kInt8 = 2, kE4M3 = 3, kInt4 = 4 };
 
 // Bytes of a packed weight [out, in] of that format.
 int64_t packed_bytes(Format format, int64_t out, int64_t in);
 
-// Pack a row-major weight [out, in] (float, bfloat16 bits, int8 or e4m3 bits).
+// Pack a row-major weight [out, in] (float, bfloat16 bits, int8, e4m3 bits; int4 as int8 values
+// from -8 to 7, with `in` a multiple of 64).
 void pack_weight(Format format, const void* weight, void* packed, int64_t out, int64_t in);
 
-// x [rows, in] float, y [rows, out] float; scale [out] for int8 and e4m3, bias [out] or null.
-// int8 rounds each row of x to sixteen bits, e4m3 to e4m3, by the row's largest magnitude.
-// A result's bits depend on its row of x alone: not on `rows`, nor on the number of threads.
+// x [rows, in] float, y [rows, out] float; bias [out] or null. scale: [out] for int8 and e4m3, for
+// int4 [panels, in / 64, 16]. x is rounded to 16 bits (int8) or e4m3 of its row's largest
+// magnitude, or to 15 bits of the largest in each 64 inputs (int4). A result's bits depend on its
+// row of x alone: not on `rows`, nor on the number of threads.
 void linear(Format format, const float* x, const void* packed, const float* scale,
             const float* bias, float* y, int64_t rows, int64_t in, int64_t out);
 

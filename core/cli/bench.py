@@ -1,0 +1,122 @@
+"""``qinfer bench``: how fast a model runs here."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qinfer.core.cli.options import MODEL, GroupedCommand, option
+from qinfer.core.errors import Unsupported
+
+WORK = "Measurement"
+COUNT = click.IntRange(min=1)
+
+COLUMNS = {
+    "quant": "quant",
+    "batch_size": "batch",
+    "prefill_tokens_per_s": "prefill tok/s",
+    "decode_tokens_per_s": "decode tok/s",
+    "first_token_seconds_p50": "first token ms",
+    "decode_step_seconds_p50": "step ms p50",
+    "decode_step_seconds_p99": "p99",
+    "parameter_bytes": "weights MiB",
+    "peak_memory_bytes": "peak MiB",
+}
+
+
+@click.command("bench", cls=GroupedCommand, context_settings={"max_content_width": 100})
+@option(MODEL, "--model", metavar="FOLDER|HUB_ID", help="Checkpoint; without it, the demo.")
+@option(MODEL, "--plugin", metavar="NAME", help="Model family's plugin.")
+@option(MODEL, "--quant", "schemes", metavar="NAME", multiple=True, default=["none"],
+        show_default=True, help="Scheme to measure. Can be repeated.")  # fmt: skip
+@option(MODEL, "--backend", metavar="NAME", default="dynamic", show_default=True,
+        help="What runs the model.")  # fmt: skip
+@option(MODEL, "--device", metavar="NAME", default="auto", show_default=True, help="auto or cpu.")
+@option(MODEL, "--dtype", default="auto", show_default=True, help="Precision of the parameters.")
+@option(MODEL, "--threads", type=click.IntRange(min=0), default=0,
+        help="Threads to compute with.")  # fmt: skip
+@option(WORK, "--prompt-tokens", type=COUNT, default=128, show_default=True,
+        help="Random tokens in each prompt.")  # fmt: skip
+@option(WORK, "--output-tokens", type=COUNT, default=64, show_default=True,
+        help="Tokens to generate for each.")  # fmt: skip
+@option(WORK, "--batch-size", "batch_sizes", type=COUNT, multiple=True, default=[1],
+        show_default=True, help="Requests at a time. Can be repeated.")  # fmt: skip
+@option(WORK, "--repeat", type=COUNT, default=3, show_default=True,
+        help="Runs counted, after one that is not.")  # fmt: skip
+@option("Output", "--json", "as_json", is_flag=True, help="Print a JSON list of records.")
+@option("Output", "--plot", metavar="FILE.png|svg", help="Draw the speeds into a file.")
+def command(schemes: tuple[str, ...], as_json: bool, plot: str | None, **options: Any) -> int:
+    """Measure prefill and decode speed, time to the first token, and memory.
+
+    Prompts are random tokens, answers are greedy and of a fixed length. Figures are medians over
+    the counted runs; percentiles are over all of them. Speeds are of the whole batch.
+    """
+    from qinfer.core.bench import BenchSettings, measure_all
+
+    if plot:
+        _matplotlib()  # before the work, not after it
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    settings = BenchSettings(**given)
+    records = measure_all(settings, schemes, lambda text: click.echo(text, err=True))
+    click.echo(json.dumps(records, indent=1) if as_json else _table(records))
+    if plot:
+        _draw(records, Path(plot))
+    return 0
+
+
+def _table(records: list[dict[str, Any]]) -> str:
+    rows = [list(COLUMNS.values()), *([_cell(r, key) for key in COLUMNS] for r in records)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def _cell(record: dict[str, Any], key: str) -> str:
+    value = record[key]
+    if value is None or isinstance(value, str):
+        return value or "-"
+    if key.endswith("_bytes"):
+        return f"{value / 2**20:,.0f}"
+    if "seconds" in key:
+        return f"{value * 1000:,.2f}"
+    return f"{value:,.0f}" if isinstance(value, int) else f"{value:,.1f}"
+
+
+def _matplotlib() -> Any:
+    """The plotting library, drawing into files only."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise Unsupported(
+            f"--plot needs matplotlib: {error}", remedy="pip install 'qinfer-paddle[plot]'"
+        ) from error
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _draw(records: list[dict[str, Any]], path: Path) -> None:
+    """Two panels, prefill and decode speed over the batch size, a line for each scheme."""
+    figure, panels = _matplotlib().subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for axes, key in zip(panels, ("prefill_tokens_per_s", "decode_tokens_per_s"), strict=True):
+        for scheme in dict.fromkeys(record["quant"] for record in records):
+            mine = [record for record in records if record["quant"] == scheme]
+            sizes = [record["batch_size"] for record in mine]
+            axes.plot(sizes, [record[key] or 0 for record in mine], marker="o", label=scheme)
+        axes.set(xlabel="requests at a time", ylabel=key.replace("_", " "), ylim=(0, None))
+        axes.legend()
+    figure.suptitle(records[0]["model"], fontsize=9)
+    temporary = path.with_name(f".{path.name}.new{path.suffix}")
+    figure.savefig(temporary, dpi=150)
+    temporary.replace(path)
+    print(f"drawn: {path}", file=sys.stderr)  # noqa: T201

@@ -1,0 +1,99 @@
+"""The part of ``qinfer doctor`` that loads Paddle: in processes of its own, as it may crash."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from qinfer.core.child import python_command
+from qinfer.core.cli.finding import Finding, problem, warning
+
+LOAD_TIMEOUT = 120.0
+"""Seconds Paddle and each plugin may take to load: a cold disk is slow, a hang is forever."""
+
+REMEDY = (
+    "Run pip install 'qinfer-paddle[cpu]' (in a clone: pip install '.[cpu]'); "
+    "for a GPU see the README."
+)
+
+_QUIETLY = """
+import json, os
+answer = os.dup(1); os.dup2(2, 1)
+"""
+
+_PADDLE = """
+from qinfer.core.device import import_paddle
+paddle = import_paddle()
+found = ["cpu"]
+if paddle.is_compiled_with_cuda(): found.append(f"gpu ({paddle.device.cuda.device_count()} here)")
+if paddle.is_compiled_with_xpu(): found.append("xpu")
+found += paddle.device.get_all_custom_device_type() or []
+"""
+
+_OPERATORS = """
+from qinfer.core.cli.build_ops import plan_operators
+from qinfer.core.errors import QinferError
+from qinfer.core.types import RunConfig
+try:
+    plan = plan_operators(RunConfig().backend)
+    found = {"library": str(plan.library), "is_built": plan.is_built}
+except QinferError as error:
+    found = {"reason": error.message, "remedy": error.remedy}
+"""
+
+_ANSWER = "\nos.write(answer, json.dumps(found).encode())\n"
+
+
+def paddle_findings() -> Iterator[Finding]:
+    """Whether Paddle loads, and for which devices it was built."""
+    names = ("paddlepaddle", "paddlepaddle-gpu", "paddlepaddle-xpu")
+    found = next((f"{name} {installed(name)}" for name in names if installed(name)), "")
+    try:
+        kinds = ", ".join(_ask(_PADDLE))
+        yield Finding(name="paddle", value=f"{found or 'built from source'}, loads; for {kinds}")
+    except subprocess.CalledProcessError as error:
+        last = (error.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
+        why = f"{found} does not load (exit code {error.returncode}): {last}"
+        yield problem("paddle", why if found else "not installed", REMEDY)
+    except (subprocess.TimeoutExpired, ValueError) as error:
+        yield problem("paddle", f"{found} does not load: {error}", REMEDY)
+
+
+def operator_findings() -> Iterator[Finding]:
+    """Whether the native operators are built or can be; compiles nothing."""
+    name = "operators"
+    try:
+        found = _ask(_OPERATORS)
+    except (subprocess.SubprocessError, ValueError) as error:
+        yield warning(name, f"unknown: {error}", "See the findings about paddle and plugins.")
+        return
+    if "reason" in found:
+        yield warning(name, f"cannot be built: {found['reason']}", found["remedy"])
+    elif found["is_built"]:
+        yield Finding(name=name, value=f"built for this processor at {found['library']}")
+    else:
+        when = "at first use, which takes about 15 s, or by qinfer build-ops"
+        yield Finding(name=name, value=f"not built yet; built {when}")
+
+
+def installed(name: str) -> str:
+    """The installed version of a distribution, or nothing."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def _ask(code: str) -> Any:
+    """What the code leaves in ``found``. Raises SubprocessError, or ValueError for no answer."""
+    child = subprocess.run(
+        python_command(_QUIETLY + code + _ANSWER),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=LOAD_TIMEOUT,
+        check=True,
+    )
+    return json.loads(child.stdout)

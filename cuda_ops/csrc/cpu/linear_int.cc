@@ -1,0 +1,258 @@
+// Products over integer weights: x becomes integers too, and the sums are exact.
+#include <cmath>
+#include <vector>
+
+#include "panels.h"
+#include "parallel.h"
+
+#if defined(__AVX512VNNI__)
+#include <immintrin.h>
+#endif
+
+namespace qinfer {
+namespace {
+
+// ---- int8: x as two planes of eight bits, exact integer sums ----------------------------------
+
+constexpr float kPlaneMax = 32639.0f;  // 127 * 256 + 127: the upper plane stays within a byte
+
+// x = scale * (256 * (high - 128) + low), both planes unsigned as the instruction wants.
+struct Planes {
+  std::vector<uint8_t> high, low;
+  std::vector<float> scale;
+  int64_t stride;
+};
+
+Planes split_planes(const float* x, int64_t rows, int64_t in) {
+  Planes planes;
+  planes.stride = divide_up(in, 4) * 4;
+  planes.high.assign(rows * planes.stride, 128);
+  planes.low.assign(rows * planes.stride, 0);
+  planes.scale.resize(rows);
+#pragma omp parallel for schedule(static) if (rows > 4)
+  for (int64_t r = 0; r < rows; ++r) {
+    const float* row = x + r * in;
+    const float largest = largest_magnitude(row, in);
+    const float inverse = largest > 0 ? kPlaneMax / largest : 0;
+    uint8_t* high = planes.high.data() + r * planes.stride;
+    uint8_t* low = planes.low.data() + r * planes.stride;
+    int64_t k = 0;
+    for (; k + kLanes <= in; k += kLanes) {
+      const I32 q = __builtin_convertvector(nearest(load<F32>(row + k) * inverse), I32);
+      store(high + k, __builtin_convertvector((q >> 8) + 128, U8));
+      store(low + k, __builtin_convertvector(q & 255, U8));
+    }
+    for (; k < in; ++k) {
+      const int32_t q = static_cast<int32_t>(std::nearbyintf(row[k] * inverse));
+      high[k] = static_cast<uint8_t>((q >> 8) + 128);
+      low[k] = static_cast<uint8_t>(q & 255);
+    }
+    planes.scale[r] = largest / kPlaneMax;
+  }
+  return planes;
+}
+
+inline I32 splat4(const void* p) {
+  int32_t four;
+  std::memcpy(&four, p, 4);
+  return I32{} + four;
+}
+
+// acc += sum over the four bytes of each lane of unsigned x times signed w.
+inline I32 dot4(I32 acc, I32 x, I32 w) {
+#if defined(__AVX512VNNI__)
+  return (I32)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)x, (__m512i)w);
+#else
+  for (int shift = 0; shift < 32; shift += 8)
+    acc += ((x >> shift) & 255) * ((w << (24 - shift)) >> 24);
+  return acc;
+#endif
+}
+
+template <int R, int P>
+void int8_tile(const Job& job, const Planes& x, int64_t row, int64_t p) {
+  const int64_t steps = x.stride / 4;
+  I32 high[R][P] = {}, low[R][P] = {}, sums[P] = {};
+  for (int64_t s = 0; s < steps; ++s)
+#pragma GCC unroll 16
+    for (int i = 0; i < P; ++i) {
+      const I32 w = load<I32>(job.w + (p + i) * job.panel + s * 64);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        const int64_t at = (row + r) * x.stride + 4 * s;
+        high[r][i] = dot4(high[r][i], splat4(&x.high[at]), w);
+        low[r][i] = dot4(low[r][i], splat4(&x.low[at]), w);
+      }
+    }
+#pragma GCC unroll 16
+  for (int i = 0; i < P; ++i) {
+    sums[i] = load<I32>(job.w + (p + i) * job.panel + steps * 64);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const F32 upper = __builtin_convertvector(high[r][i] - 128 * sums[i], F32);
+      const F32 lower = __builtin_convertvector(low[r][i], F32);
+      finish(job, row + r, p + i, upper * 256.0f + lower);
+    }
+  }
+}
+
+// ---- int4: groups of 64 inputs with a scale each ---------------------------------------------
+
+constexpr int64_t kGroupInputs = 64, kGroupBytes = kGroupInputs / 2 * kLanes;
+constexpr float kSmallPlaneMax = 16319.0f;  // 127 * 128 + 63
+
+// In each group x = scale * (128 * high + low), both planes signed: here the weights, 0 to 15, are
+// unsigned. `sums`: of every group's numbers, to take the weights' offset of 8 off again.
+struct SignedPlanes {
+  std::vector<int8_t> high, low;
+  std::vector<float> scale, sums;
+};
+
+SignedPlanes split_signed(const float* x, int64_t rows, int64_t in) {
+  const int64_t groups = rows * in / kGroupInputs;
+  SignedPlanes planes{std::vector<int8_t>(rows * in), std::vector<int8_t>(rows * in),
+                      std::vector<float>(groups), std::vector<float>(groups)};
+#pragma omp parallel for schedule(static) if (rows > 4)
+  for (int64_t g = 0; g < groups; ++g) {
+    const int64_t first = g * kGroupInputs;
+    const float largest = largest_magnitude(x + first, kGroupInputs);
+    const float inverse = largest > 0 ? kSmallPlaneMax / largest : 0;
+    I32 total = {};
+    for (int64_t k = first; k < first + kGroupInputs; k += kLanes) {
+      const I32 q = __builtin_convertvector(nearest(load<F32>(x + k) * inverse), I32);
+      const I32 low = ((q + 64) & 127) - 64;
+      total += q;
+      store(&planes.low[k], __builtin_convertvector(low, I8));
+      store(&planes.high[k], __builtin_convertvector((q - low) >> 7, I8));
+    }
+    planes.sums[g] = sum(__builtin_convertvector(total, F32));
+    planes.scale[g] = largest / kSmallPlaneMax;
+  }
+  return planes;
+}
+
+template <int R, int P>
+void int4_tile(const Job& job, const SignedPlanes& x, int64_t row, int64_t p) {
+  const int64_t groups = job.in / kGroupInputs;
+  F32 acc[R][P] = {};
+  for (int64_t g = 0; g < groups; ++g) {
+    I32 high[R][P] = {}, low[R][P] = {};
+    for (int64_t s = 0; s < kGroupInputs / 8; ++s)
+#pragma GCC unroll 16
+      for (int i = 0; i < P; ++i) {
+        const char* at = job.w + (p + i) * job.panel + g * kGroupBytes + s * 64;
+        const I32 both = load<I32>(at);
+        const I32 first = both & 0x0F0F0F0F, second = (both >> 4) & 0x0F0F0F0F;
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+          const int64_t k = (row + r) * job.in + g * kGroupInputs + s * 8;
+          high[r][i] = dot4(high[r][i], first, splat4(&x.high[k]));
+          high[r][i] = dot4(high[r][i], second, splat4(&x.high[k + 4]));
+          low[r][i] = dot4(low[r][i], first, splat4(&x.low[k]));
+          low[r][i] = dot4(low[r][i], second, splat4(&x.low[k + 4]));
+        }
+      }
+#pragma GCC unroll 16
+    for (int i = 0; i < P; ++i) {
+      const F32 scale = load<F32>(job.scale + ((p + i) * groups + g) * kLanes);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        const F32 upper = __builtin_convertvector(high[r][i], F32) * 128.0f;
+        const F32 lower = __builtin_convertvector(low[r][i], F32);
+        const int64_t at = (row + r) * groups + g;
+        acc[r][i] += (upper + lower - 8.0f * x.sums[at]) * (scale * x.scale[at]);
+      }
+    }
+  }
+  Job plain = job;  // the scales have been used up
+  plain.scale = nullptr;
+  for (int r = 0; r < R; ++r)
+    for (int i = 0; i < P; ++i) finish(plain, row + r, p + i, acc[r][i]);
+}
+
+// Call Tile<rows at once, panels at once> over all rows and the panels p to end.
+template <template <int, int> class Tile, int R, typename X>
+void panels_of(const Job& job, const X& x, int64_t row, int64_t p, int64_t end) {
+  if constexpr (R == 1)
+    for (; p + 8 <= end; p += 8) Tile<R, 8>::run(job, x, row, p);
+  if constexpr (R <= 2)
+    for (; p + 4 <= end; p += 4) Tile<R, 4>::run(job, x, row, p);
+  for (; p + 2 <= end; p += 2) Tile<R, 2>::run(job, x, row, p);
+  for (; p < end; ++p) Tile<R, 1>::run(job, x, row, p);
+}
+
+template <template <int, int> class Tile, int kMost, typename X>
+void over_tiles(const Job& job, const X& x) {
+  share_evenly(divide_up(job.out, kLanes), [&](int64_t first, int64_t end) {
+    const int64_t group = job.rows < kManyRows ? std::max<int64_t>(end - first, 1) : kGroup;
+    for (int64_t p = first; p < end; p += group) {
+      const int64_t stop = std::min(p + group, end);
+      int64_t row = 0;
+      for (; row + kMost <= job.rows; row += kMost) panels_of<Tile, kMost>(job, x, row, p, stop);
+      for (; row + 2 <= job.rows; row += 2) panels_of<Tile, 2>(job, x, row, p, stop);
+      for (; row < job.rows; ++row) panels_of<Tile, 1>(job, x, row, p, stop);
+    }
+  });
+}
+
+template <int R, int P>
+struct Int8Tile {
+  static void run(const Job& job, const Planes& x, int64_t row, int64_t p) {
+    int8_tile<R, P>(job, x, row, p);
+  }
+};
+
+template <int R, int P>
+struct Int4Tile {
+  static void run(const Job& job, const SignedPlanes& x, int64_t row, int64_t p) {
+    int4_tile<R, P>(job, x, row, p);
+  }
+};
+
+}  // namespace
+
+int64_t int8_panel_bytes(int64_t in) { return (divide_up(in, 4) + 1) * 64; }
+int64_t int4_panel_bytes(int64_t in) { return in / 2 * kLanes; }
+
+void run_int8(Job job) {
+  const Planes x = split_planes(job.x, job.rows, job.in);
+  job.row_scale = x.scale.data();
+  over_tiles<Int8Tile, 6>(job, x);
+}
+
+void run_int4(const Job& job) {
+  const SignedPlanes x = split_signed(job.x, job.rows, job.in);
+  over_tiles<Int4Tile, 4>(job, x);
+}
+
+// The sum of each output's weights follows its panel: the planes' offset is taken off with it.
+void pack_int8(const int8_t* weight, char* packed, int64_t out, int64_t in) {
+  const int64_t steps = divide_up(in, 4), bytes = (steps + 1) * 64;
+#pragma omp parallel for schedule(static)
+  for (int64_t p = 0; p < divide_up(out, kLanes); ++p) {
+    const int64_t rows = std::min<int64_t>(kLanes, out - p * kLanes);
+    pack_panels(weight + p * kLanes * in, reinterpret_cast<int8_t*>(packed + p * bytes), rows, in,
+                4);
+    int32_t sums[kLanes] = {};
+    for (int64_t o = 0; o < rows; ++o)
+      for (int64_t k = 0; k < in; ++k) sums[o] += weight[(p * kLanes + o) * in + k];
+    std::memcpy(packed + p * bytes + steps * 64, sums, 64);
+  }
+}
+
+// Values -8 to 7; a byte holds input k of its step in its low half and input k + 4 in its high one.
+void pack_int4(const int8_t* weight, char* packed, int64_t out, int64_t in) {
+#pragma omp parallel for schedule(static)
+  for (int64_t p = 0; p < divide_up(out, kLanes); ++p) {
+    char* to = packed + p * int4_panel_bytes(in);
+    for (int64_t s = 0; s < in / 8; ++s)
+      for (int lane = 0; lane < kLanes; ++lane)
+        for (int i = 0; i < 4; ++i) {
+          const int64_t o = p * kLanes + lane, at = o * in + s * 8 + i;
+          const int low = o < out ? weight[at] + 8 : 8, high = o < out ? weight[at + 4] + 8 : 8;
+          *to++ = static_cast<char>(low | high << 4);
+        }
+  }
+}
+
+}  // namespace qinfer

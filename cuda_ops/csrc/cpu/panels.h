@@ -1,0 +1,82 @@
+// What the products of all weight formats share: panels, and writing a result.
+//
+// A panel holds 16 outputs: for each step along the inputs, the 16 weights of every input of that
+// step, side by side. A step is 1 input (float, e4m3), 2 (bfloat16: the pair shares a 32-bit lane),
+// 4 (int8: the four share a lane, as the dot-product instructions want) or 8 (int4, likewise).
+// Every accumulator adds its inputs in order, whatever the number of rows, so that a result does
+// not depend on what else is in the batch.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "simd.h"
+
+namespace qinfer {
+
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+constexpr int64_t kGroup = 4;      // panels that many rows pass over together, out of the cache
+constexpr int64_t kManyRows = 12;  // from here on that pays
+
+// Put a row-major weight [out, in] into panels with `step` inputs a step, zeros where it ends.
+template <typename T>
+void pack_panels(const T* weight, T* packed, int64_t out, int64_t in, int step) {
+  const int64_t steps = divide_up(in, step), panels = divide_up(out, kLanes);
+#pragma omp parallel for schedule(static)
+  for (int64_t p = 0; p < panels; ++p) {
+    T* to = packed + p * steps * kLanes * step;
+    for (int64_t s = 0; s < steps; ++s)
+      for (int lane = 0; lane < kLanes; ++lane)
+        for (int i = 0; i < step; ++i) {
+          const int64_t o = p * kLanes + lane, k = s * step + i;
+          *to++ = o < out && k < in ? weight[o * in + k] : T(0);
+        }
+  }
+}
+
+struct Job {
+  const float* x;
+  int64_t x_stride, in, out, rows;
+  const char* w;
+  int64_t panel;           // bytes of one panel
+  const float* scale;      // [out] or null
+  const float* row_scale;  // [rows] or null
+  const float* bias;       // [out] or null
+  float* y;
+};
+
+// y for 16 outputs of one row; the last panel may have fewer.
+inline void finish(const Job& job, int64_t row, int64_t p, F32 v) {
+  const int64_t o = p * kLanes;
+  const int64_t count = std::min<int64_t>(kLanes, job.out - o);
+  float* y = job.y + row * job.out + o;
+  float buffer[kLanes], scale[kLanes] = {}, bias[kLanes] = {};
+  if (job.row_scale) v *= job.row_scale[row];
+  if (count == kLanes) {
+    if (job.scale) v *= load<F32>(job.scale + o);
+    if (job.bias) v += load<F32>(job.bias + o);
+    store(y, v);
+    return;
+  }
+  if (job.scale) std::copy_n(job.scale + o, count, scale), v *= load<F32>(scale);
+  if (job.bias) std::copy_n(job.bias + o, count, bias), v += load<F32>(bias);
+  store(buffer, v);
+  std::copy_n(buffer, count, y);
+}
+
+// The products of each format. `job.panel` is set by the caller.
+int64_t float_panel_bytes(int64_t in);
+int64_t bf16_panel_bytes(int64_t in);
+int64_t int8_panel_bytes(int64_t in);
+int64_t int4_panel_bytes(int64_t in);
+int64_t e4m3_panel_bytes(int64_t in);
+void pack_int8(const int8_t* weight, char* packed, int64_t out, int64_t in);
+void pack_int4(const int8_t* weight, char* packed, int64_t out, int64_t in);
+void run_f32(const Job& job);
+void run_bf16(Job job);
+void run_e4m3(Job job);
+void run_int8(Job job);
+void run_int4(const Job& job);
+
+}  // namespace qinfer

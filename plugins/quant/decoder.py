@@ -1,0 +1,53 @@
+"""What schemes that quantise every linear of the decoder layers in one way have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from qinfer.core.protocols import Layer
+from qinfer.core.specs import QuantPlugin, hookimpl
+from qinfer.core.types import Array, DeviceInfo, LinearSpec, ModelConfig, QuantPlan, Scheme
+from qinfer.plugins.quant.none import PlainLinear, pack_plain, plain_scheme
+
+HEAD_STAYS = "the vocabulary head keeps the model's precision"
+
+
+class DecoderScheme(QuantPlugin):
+    """``scheme`` for every linear but the vocabulary head, which PaddleNLP and vLLM leave too."""
+
+    scheme: ClassVar[Scheme]
+
+    def quantise(self, weight: Array) -> dict[str, Array]:
+        """A numpy weight [out, in] as named numpy arrays."""
+        raise NotImplementedError
+
+    def layer(self, spec: LinearSpec, params: Mapping[str, Array]) -> Layer:
+        """The layer over those arrays, on the device."""
+        raise NotImplementedError
+
+    def refusal(self, spec: LinearSpec) -> str:
+        """Why a layer cannot have this scheme, or an empty text."""
+        return HEAD_STAYS if spec.role == "lm_head" else ""
+
+    @hookimpl
+    def plan_quant(
+        self, config: ModelConfig, layers: Sequence[LinearSpec], device: DeviceInfo
+    ) -> QuantPlan:
+        """The scheme where it is not refused, the model's own precision elsewhere."""
+        skipped = {spec.name: why for spec in layers if (why := self.refusal(spec))}
+        plain = plain_scheme(config)
+        by_layer = {spec.name: plain if spec.name in skipped else self.scheme for spec in layers}
+        return QuantPlan(by_layer=by_layer, skipped=skipped)
+
+    @hookimpl
+    def pack_weight(self, spec: LinearSpec, scheme: Scheme, weight: Array) -> dict[str, Array]:
+        """The weight quantised, or as it is where the plan left the layer out."""
+        return self.quantise(weight) if scheme == self.scheme else pack_plain(scheme, weight)
+
+    @hookimpl
+    def build_linear(self, spec: LinearSpec, scheme: Scheme, params: Mapping[str, Array]) -> Layer:
+        """A quantised layer, or a plain one where the plan left the layer out."""
+        if scheme != self.scheme:
+            return PlainLinear(spec, scheme, params)
+        return self.layer(spec, params)

@@ -1,0 +1,72 @@
+"""Weight-only int4: symmetric, one scale for every 64 inputs of an output channel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from qinfer.core.arrays import converted
+from qinfer.core.types import Array, LinearSpec, PluginInfo, Scheme
+from qinfer.cuda_ops import ops
+from qinfer.plugins.quant.decoder import DecoderScheme
+
+GROUP = 64
+
+
+class WInt4(DecoderScheme):
+    """int4 weights, activations in the compute dtype."""
+
+    info = PluginInfo(
+        name="wint4",
+        kind="quant",
+        api="1.0",
+        summary=f"int4 weights, one scale for {GROUP} inputs of an output channel",
+        aliases=("weight_only_int4",),
+    )
+    scheme = Scheme(name="wint4", weight_dtype="int4", weight_scale="group", group_size=GROUP)
+
+    def quantise(self, weight: Array) -> dict[str, Array]:
+        """Weight [out, in] int8 with values -7 to 7, and scale [out, in / 64] float32."""
+        return pack_int4(weight)
+
+    def layer(self, spec: LinearSpec, params: Mapping[str, Array]) -> Int4Linear:
+        """A product with int4 weights."""
+        return Int4Linear(spec, params)
+
+    def refusal(self, spec: LinearSpec) -> str:
+        """The head, and layers whose inputs do not make whole groups."""
+        if spec.in_features % GROUP:
+            return f"{spec.in_features} inputs are no multiple of {GROUP}"
+        return super().refusal(spec)
+
+
+class Int4Linear:
+    """``x (W * scale) + b`` with W in int4."""
+
+    def __init__(self, spec: LinearSpec, params: Mapping[str, Array]) -> None:
+        self.weight, self.scale = ops.arrange_int4(params["weight"], params["scale"])
+        self.bias, self.out_features = params.get("bias"), spec.out_features
+        self.nbytes = ops.nbytes(self.weight, self.scale, self.bias)
+
+    def __call__(self, x: Array) -> Array:
+        """[T, in] -> [T, out]."""
+        return ops.linear_int4(x, self.weight, self.scale, self.bias, self.out_features)
+
+
+def pack_int4(weight: Array) -> dict[str, Array]:
+    """``q = round_half_away(7 w / absmax)`` in each group, scale = absmax / 7.
+
+    A group of zeros gets scale 0.
+    """
+    scale = np.empty((weight.shape[0], weight.shape[1] // GROUP), np.float32)
+
+    def convert(rows: Array, start: int) -> Array:
+        groups = rows.astype(np.float32).reshape(len(rows), -1, GROUP)
+        absmax = np.abs(groups).max(axis=2)
+        scale[start : start + len(rows)] = absmax / 7
+        scaled = groups * (7 / np.where(absmax > 0, absmax, 1))[:, :, None]
+        away = np.trunc(scaled + np.copysign(np.float32(0.5), scaled))
+        return np.clip(away, -7, 7).reshape(rows.shape)
+
+    return {"weight": converted(weight, "int8", convert), "scale": scale}

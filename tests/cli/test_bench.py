@@ -1,0 +1,78 @@
+"""``qinfer bench`` over a tiny model: real processes, no judgement of the speeds."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from goldens import tiny
+from qinfer.core.cli.bench import command
+from qinfer.core.errors import QinferError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return str(tiny.write_checkpoint(tmp_path_factory.mktemp("b") / "m", tiny.CASES["gqa"]))
+
+
+def bench(*arguments):
+    return CliRunner().invoke(command, list(arguments), standalone_mode=False)
+
+
+SMALL = ("--prompt-tokens", "40", "--output-tokens", "5", "--repeat", "2")
+
+
+def test_records_name_what_and_unit(folder):
+    done = bench("--model", folder, "--quant", "none", "--quant", "wint8", "--batch-size", "1",
+                 "--batch-size", "3", "--json", *SMALL)  # fmt: skip
+    assert done.exception is None
+    records = json.loads(done.stdout)
+    assert [(r["quant"], r["batch_size"]) for r in records] == [
+        ("none", 1), ("none", 3), ("wint8", 1), ("wint8", 3),
+    ]  # fmt: skip
+    for record in records:
+        assert record["prefill_tokens_per_s"] > 0
+        assert record["decode_tokens_per_s"] > 0
+        assert 0 < record["first_token_seconds_p50"] <= record["first_token_seconds_p99"]
+        steps = [record[f"decode_step_seconds_p{p}"] for p in (50, 90, 99)]
+        assert steps == sorted(steps)
+        assert record["peak_memory_bytes"] > record["parameter_bytes"] > 0
+        # All runs were measured: more seconds than tokens at that speed would need.
+        assert record["decode_tokens_per_s"] * steps[0] <= record["batch_size"] * 1.5
+    assert records[2]["parameter_bytes"] < records[0]["parameter_bytes"]
+
+
+def test_the_table_has_a_row_for_each(folder):
+    done = bench("--model", folder, *SMALL)
+    assert done.exception is None
+    heading, row = done.stdout.splitlines()
+    assert heading.startswith("quant")
+    assert row.split()[:2] == ["none", "1"]
+
+
+def test_one_output_token_has_no_decode_speed(folder):
+    done = bench("--model", folder, "--prompt-tokens", "8", "--output-tokens", "1", "--json")
+    assert json.loads(done.stdout)[0]["decode_tokens_per_s"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--quant", "wint9"], 2, "no quant plugin"),
+        (["--prompt-tokens", "600"], 2, "do not fit"),
+        (["--model", "/nowhere/at/all"], 5, "no folder"),
+    ],
+)
+def test_errors_of_the_measuring_process_keep_their_code(folder, arguments, code, words):
+    given = arguments if "--model" in arguments else ["--model", folder, *arguments]
+    done = bench(*given)
+    assert isinstance(done.exception, QinferError)
+    assert done.exception.exit_code == code
+    assert words in str(done.exception)
+
+
+def test_a_plot_is_drawn(folder, tmp_path):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "speed.png"
+    assert bench("--model", folder, "--plot", str(path), *SMALL).exception is None
+    assert path.read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,290 @@
+"""Building the native operators: once, whoever is killed, and an answer without them too.
+
+But for the last two tests the compiler is a script that writes down how it was called.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from goldens import tiny
+from qinfer.core.cli.doctor import EXAMINATIONS
+from qinfer.core.errors import Unsupported
+from qinfer.core.machine import cpu_features
+from qinfer.cuda_ops import build as module
+from qinfer.cuda_ops.build import build, plan_build
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILD = "from qinfer.cuda_ops.build import build, plan_build; print(build(plan_build()))"
+
+COMPILER = """\
+#!/bin/sh
+here=$(dirname "$0")
+echo "$@" >> "$here/calls"
+case "$*" in --version) echo "fake 1"; exit;; esac
+case "$*" in *" -c "*) if [ -e "$here/slow" ]; then sleep $(cat "$here/slow"); fi;; esac
+case "$*" in *-march=native*) if [ -e "$here/old" ]; then exit 1; fi;; esac
+while [ $# -gt 0 ]; do
+    if [ "$1" = -o ]; then echo made > "$2"; fi
+    shift
+done
+"""
+"""Compiles nothing. A file beside it called "slow" has the seconds a compilation takes, one called
+"old" makes it refuse -march=native."""
+
+
+def script(path: Path, text: str) -> Path:
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def compiler(tmp_path, monkeypatch):
+    """The folder of a fake compiler, which $CXX is; the cache is empty."""
+    folder = tmp_path / "compiler"
+    folder.mkdir()
+    monkeypatch.setenv("CXX", str(script(folder / "c++", COMPILER)))
+    monkeypatch.setenv("QINFER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("QINFER_TARGET", raising=False)
+    return folder
+
+
+def calls(folder: Path, word: str) -> list[str]:
+    """The compiler's calls with that argument."""
+    log = folder / "calls"
+    lines = log.read_text().splitlines() if log.exists() else []
+    return [line for line in lines if word in line.split()]
+
+
+def python(*arguments, **options):
+    """A process of its own, away from the repository."""
+    pipe = subprocess.PIPE
+    command = [sys.executable, *arguments]
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd="/", **options)
+
+
+def qinfer(*arguments):
+    process = python("-m", "qinfer", *arguments)
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def test_it_is_built_once(compiler):
+    told = []
+    plan = plan_build()
+    assert not plan.is_built
+    library = build(plan, told.append)
+    assert library == plan.library
+    assert library.is_file()
+    assert len(told) == 1
+    assert {path.name for path in library.parent.iterdir()} == {library.name, "manifest.json"}
+    assert plan_build().is_built
+    build(plan_build(), told.append)
+    assert len(calls(compiler, "-shared")) == len(told) == 1
+    assert len(calls(compiler, "-c")) == len(list(module.SOURCES.rglob("*.cc")))
+    build(plan_build(), force=True)
+    assert len(calls(compiler, "-shared")) == 2
+
+
+@pytest.mark.parametrize("content", ["", "mads\n"])
+def test_a_damaged_library_is_built_again(compiler, content):
+    library = build(plan_build())
+    library.write_text(content)
+    assert not plan_build().is_built
+    assert build(plan_build()).read_text() == "made\n"
+
+
+def test_the_folder_depends_on_sources_target_and_compiler(compiler, tmp_path, monkeypatch):
+    folders = {plan_build().folder}
+    monkeypatch.setenv("QINFER_TARGET", "-mavx2 -mfma -mf16c")
+    folders.add(plan_build().folder)
+    sources = shutil.copytree(module.SOURCES, tmp_path / "csrc")
+    monkeypatch.setattr(module, "SOURCES", sources)
+    assert plan_build().folder in folders
+    with next(sources.glob("cpu/*.h")).open("a") as file:
+        file.write("// changed\n")
+    folders.add(plan_build().folder)
+    monkeypatch.setenv("CXX", str(script(compiler / "other", "#!/bin/sh\necho other 2\n")))
+    folders.add(plan_build().folder)
+    assert len(folders) == 4
+
+
+def test_the_target_is_what_the_environment_says(compiler, monkeypatch):
+    build(plan_build())
+    assert len(calls(compiler, "-march=native")) > 1
+    monkeypatch.setenv("QINFER_TARGET", "-mavx2 -mfma")
+    (compiler / "calls").unlink()
+    build(plan_build())
+    assert calls(compiler, "-march=native") == []
+    assert "-mfma" in calls(compiler, "-shared")[0].split()
+
+
+def test_a_compiler_that_cannot_tell_the_processor_builds_for_any(compiler):
+    (compiler / "old").touch()
+    build(plan_build())
+    assert len(calls(compiler, "-march=native")) == 1
+    assert len(calls(compiler, "-shared")) == 1
+
+
+def test_a_killed_build_leaves_nothing_that_counts(compiler):
+    (compiler / "slow").write_text("60")
+    first = python("-c", BUILD, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not calls(compiler, "-c") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    plan = plan_build()
+    assert list(plan.folder.parent.glob("*.tmp-*"))
+    assert not plan.is_built
+    (compiler / "slow").unlink()
+    assert build(plan).is_file()
+    assert not list(plan.folder.parent.glob("*.tmp-*"))
+
+
+def test_two_processes_at_once_build_once(compiler):
+    (compiler / "slow").write_text("0.5")
+    both = [python("-c", BUILD) for _ in range(2)]
+    outputs = [process.communicate(timeout=60) for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert outputs == [(f"{plan_build().library}\n", "")] * 2
+    assert len(calls(compiler, "-shared")) == 1
+
+
+def test_a_cache_that_cannot_be_written_is_no_reason_to_stop(compiler, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("QINFER_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(Unsupported, match=r"cannot be built: .* could not be written") as caught:
+        build(plan_build())
+    assert "QINFER_CACHE" in caught.value.remedy
+
+
+def test_the_command(compiler):
+    code, out, err = qinfer("build-ops")
+    assert (code, out) == (0, f"{plan_build().library}\n")
+    assert err.startswith("Compiling")
+    assert qinfer("build-ops") == (0, out, "already built\n")
+    code, out, err = qinfer("build-ops", "--json", "--force")
+    assert json.loads(out) == {"library": str(plan_build().library), "compiled": True}
+    assert len(calls(compiler, "-shared")) == 2
+
+
+def test_the_command_with_a_failing_compiler(compiler):
+    script(
+        compiler / "c++",
+        "#!/bin/sh\necho 'x.cc:1: note: boom' >&2\necho 'error: bang' >&2\nexit 1\n",
+    )
+    code, out, err = qinfer("build-ops")
+    assert (code, out) == (4, "")
+    assert "c++ says: error: bang\nx.cc:1: note: boom\n" in err
+    assert not plan_build().is_built
+
+
+def findings():
+    names = ("_compilers", "operator_findings")
+    found = [f for examine in EXAMINATIONS if examine.__name__ in names for f in examine()]
+    return {finding.name: finding for finding in found}
+
+
+def test_doctor(compiler, monkeypatch):
+    assert findings()["c++"].state == "ok"
+    assert "not built yet" in findings()["operators"].value
+    library = build(plan_build())
+    assert findings()["operators"].value == f"built for this processor at {library}"
+    monkeypatch.setenv("CXX", "")
+    monkeypatch.setenv("PATH", str(compiler))  # its "c++" would do
+    (compiler / "c++").unlink()
+    found = findings()
+    assert (found["c++"].state, found["operators"].state) == ("warning", "warning")
+    assert found["operators"].value == (
+        "cannot be built: there is no C++ compiler to build the native operators with"
+    )
+    assert all("g++" in finding.remedy for name, finding in found.items() if name != "nvcc")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return tiny.write_checkpoint(tmp_path_factory.mktemp("tiny") / "model", tiny.CASES["gqa"])
+
+
+@pytest.fixture(scope="module")
+def ask(checkpoint):
+    """Arguments of a run that takes the likeliest tokens."""
+    limits = ["--max-tokens", "8", "--temperature", "0", "--kv-cache-memory", "32MiB"]
+    return ["run", "--model", str(checkpoint), *limits, "abc def"]
+
+
+NO_COMPILER = "there is no C++ compiler"
+
+
+@pytest.fixture(scope="module")
+def answer(ask):
+    """What the operators that are used here answer."""
+    code, out, _ = qinfer(*ask)
+    assert code == 0
+    return out
+
+
+@pytest.mark.parametrize("reason", [NO_COMPILER, "c++ says: boom"])
+def test_a_run_without_native_operators(compiler, monkeypatch, ask, answer, reason):
+    script(compiler / "c++", "#!/bin/sh\necho boom >&2\nexit 1\n")
+    if reason == NO_COMPILER:
+        (compiler / "c++").unlink()
+        monkeypatch.delenv("CXX")
+        for tool in ("sh", "cat", "grep"):  # Paddle calls them as it is imported
+            (compiler / tool).symlink_to(shutil.which(tool))
+        monkeypatch.setenv("PATH", str(compiler))
+    code, out, err = qinfer(*ask)
+    assert (code, out) == (0, answer)
+    lines = [line for line in err.splitlines() if "reference" in line]
+    assert len(lines) == 1
+    assert reason in lines[0]
+    code, out, err = qinfer(*ask, "--require-kernels")
+    assert (code, out) == (4, "")
+    assert "qinfer: error: " in err
+    assert reason in err
+
+
+VARIANTS = {
+    "avx2": "-mavx2 -mfma -mf16c",
+    "avx512bw": "-march=x86-64-v4",  # AVX-512 without VNNI and BF16
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("feature", VARIANTS)
+def test_operators_compiled_for_less_than_this_processor(monkeypatch, feature):
+    if feature not in cpu_features():
+        pytest.skip(f"this processor has no {feature}")
+    monkeypatch.setenv("QINFER_TARGET", VARIANTS[feature])
+    try:
+        assert build(plan_build()).is_file()
+    except Unsupported as error:
+        pytest.skip(str(error))
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/ops"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_library_that_does_not_load_leaves_the_reference(tmp_path, monkeypatch):
+    from qinfer.cuda_ops import native, table
+
+    broken = tmp_path / "libqinfer_cpu.so"
+    broken.write_bytes(b"not a library")
+    monkeypatch.setattr(native, "plan_build", lambda: None)
+    monkeypatch.setattr(native, "build", lambda plan, progress: broken)
+    monkeypatch.delenv(native.CHOICE, raising=False)
+    said: list[str] = []
+    assert native.use_native(require=False, progress=said.append) == "operators: reference"
+    assert "do not load" in said[0]
+    assert table.TABLE["linear"].run is table.TABLE["linear"].versions[table.REFERENCE]
+    with pytest.raises(Unsupported, match="do not load"):
+        native.use_native(require=True, progress=said.append)
