@@ -12,7 +12,7 @@ from qinfer.core.params import SamplingParams
 from qinfer.core.types import RequestStats
 
 if TYPE_CHECKING:
-    from qinfer.core.llm import LLM, Prompt
+    from qinfer.core.llm import LLM, Prompt, Submitted
 
 
 @dataclass
@@ -47,10 +47,9 @@ class _Pieces:
 class _Collector:
     """A request's completions as they come."""
 
-    def __init__(self, place: int, prompt: tuple[str, list[int]], params: SamplingParams) -> None:
-        self.place = place
-        self.prompt, self.params = prompt, params
-        self.pieces = [_Pieces() for _ in range(params.n)]
+    def __init__(self, place: int, submitted: Submitted) -> None:
+        self.place, self.submitted = place, submitted
+        self.pieces = [_Pieces() for _ in range(submitted.params.n)]
 
     def add(self, deltas: Sequence[Delta]) -> bool:
         """Take deltas in; says whether all completions have ended."""
@@ -60,17 +59,16 @@ class _Collector:
 
     def output(self) -> RequestOutput:
         """The finished request."""
-        text, ids = self.prompt
         stats: list[RequestStats] = [
             p.last.stats for p in self.pieces if p.last is not None and p.last.stats is not None
         ]
-        wants_logprobs = self.params.logprobs is not None
+        wants_logprobs = self.submitted.params.logprobs is not None
         return RequestOutput(
-            prompt=text,
-            prompt_token_ids=tuple(ids),
+            prompt=self.submitted.prompt,
+            prompt_token_ids=self.submitted.token_ids,
             completions=tuple(pieces.completion(wants_logprobs) for pieces in self.pieces),
             usage=Usage(
-                prompt_tokens=len(ids),
+                prompt_tokens=len(self.submitted.token_ids),
                 completion_tokens=sum(len(pieces.token_ids) for pieces in self.pieces),
                 cached_tokens=stats[0].cached_tokens,
             ),
@@ -114,8 +112,8 @@ def _fill(
             return
         own = params[place] if isinstance(params, Sequence) else params
         try:
-            request, filled, text_and_ids = llm.submit(prompt, own)
+            submitted = llm.submit(prompt, own)
         except (BadInput, UsageError) as error:
             yield place, error
         else:
-            collectors[request] = _Collector(place, text_and_ids, filled)
+            collectors[submitted.request] = _Collector(place, submitted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qinfer.core.errors import BadInput, QinferError, UsageError
@@ -19,6 +20,18 @@ if TYPE_CHECKING:
 Messages = Sequence[Mapping[str, str]]
 Prompt = str | Messages
 """A raw text, or a conversation to be put through the chat template."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submitted:
+    """A queued prompt: its request id, its text and tokens, and its parameters with defaults
+    filled in.
+    """
+
+    request: int
+    prompt: str
+    token_ids: tuple[int, ...]
+    params: SamplingParams
 
 
 class LLM:
@@ -123,15 +136,15 @@ class LLM:
 
         Closing the iterator early drops the request. Several may be read by turns.
         """
-        request, filled, _ = self.submit(prompt, params)
-        unfinished = filled.n
+        submitted = self.submit(prompt, params)
+        unfinished = submitted.params.n
         try:
             while unfinished:
-                for delta in self.collect(request):
+                for delta in self.collect(submitted.request):
                     unfinished -= delta.finish_reason is not None
                     yield delta
         finally:
-            self.drop(request)
+            self.drop(submitted.request)
 
     def as_completed(
         self,
@@ -147,12 +160,8 @@ class LLM:
 
         return as_completed(self, prompts, params)
 
-    def submit(
-        self, prompt: Prompt, params: SamplingParams | None = None
-    ) -> tuple[int, SamplingParams, tuple[str, list[int]]]:
-        """Queue a prompt: its request id, its parameters with defaults filled in, and its text
-        and tokens. Raises BadInput or InvalidParams. ``drop`` must follow in the end.
-        """
+    def submit(self, prompt: Prompt, params: SamplingParams | None = None) -> Submitted:
+        """Queue a prompt. Raises BadInput or InvalidParams. ``drop`` must follow in the end."""
         text = prompt if isinstance(prompt, str) else self.chat_text(prompt)
         if not text.strip():
             raise BadInput("the prompt is empty", remedy="Give some text to answer.")
@@ -161,7 +170,7 @@ class LLM:
         filled = (params or SamplingParams()).with_defaults(self._loaded.generation)
         request = self.engine.add(ids, filled)
         self._inbox[request] = []
-        return request, filled, (text, ids)
+        return Submitted(request=request, prompt=text, token_ids=tuple(ids), params=filled)
 
     def collect(self, request: int) -> list[Delta]:
         """What a request has gained; runs a step, which serves all requests, if that is
