@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from qinfer.core.arrays import is_finite
 from qinfer.core.checkpoint.files import Checkpoint
 from qinfer.core.checkpoint.layout import Pick
 from qinfer.core.checkpoint.safetensors_file import shown
 from qinfer.core.errors import BadCheckpoint
-
-DTYPES: Mapping[str, np.dtype[Any]] = {
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "float16": np.dtype(np.float16),
-    "float32": np.dtype(np.float32),
-}
-
-_CHUNK = 2**18
-"""Elements looked at together: what is held for them stays in the processor's cache."""
 
 _STRIPE = 16
 """Rows transposed together; one cache line of 16-bit numbers is filled at a time."""
@@ -50,42 +40,6 @@ def assemble(checkpoint: Checkpoint, pick: Pick) -> NDArray[Any]:
         del part  # unmapped before the next one is read
     assert fused is not None, "a fuse rule has sources: check_rule saw to that"
     return fused
-
-
-def round_to(array: NDArray[Any], dtype: str, name: str) -> NDArray[Any]:
-    """``array`` rounded to the nearest numbers of ``dtype`` ("bfloat16", "float16", "float32").
-
-    Raises BadCheckpoint naming the parameter when a number is too large for the dtype.
-    """
-    if array.dtype == DTYPES[dtype]:
-        return array
-    with np.errstate(over="ignore"):  # said below, with the name
-        rounded = array.astype(DTYPES[dtype])
-    if not is_finite(rounded):
-        raise BadCheckpoint(
-            f"parameter {name} holds numbers too large for {dtype}.",
-            remedy="Run it in another precision: --dtype bfloat16 or --dtype float32.",
-        )
-    return rounded
-
-
-def is_finite(array: NDArray[Any]) -> bool:
-    """Whether no element is NaN or infinite, told from the exponents' bits without conversion.
-
-    ``array`` is C-contiguous, of any floating dtype with 2 or 4 bytes.
-    """
-    exponent = {
-        DTYPES["bfloat16"]: np.uint16(0x7F80),
-        DTYPES["float16"]: np.uint16(0x7C00),
-        DTYPES["float32"]: np.uint32(0x7F800000),
-    }[array.dtype]
-    bits = array.reshape(-1).view(exponent.dtype)
-    buffer = np.empty(min(_CHUNK, bits.size), exponent.dtype)
-    for start in range(0, bits.size, _CHUNK):
-        chunk = bits[start : start + _CHUNK]
-        if np.bitwise_and(chunk, exponent, out=buffer[: chunk.size]).max() == exponent:
-            return False
-    return True
 
 
 def _source(checkpoint: Checkpoint, name: str, transpose: bool) -> NDArray[Any]:

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from qinfer.core.checkpoint.assemble import DTYPES, assemble, round_to
+from qinfer.core.arrays import numpy_dtype, round_to
+from qinfer.core.checkpoint.assemble import assemble
 from qinfer.core.checkpoint.files import Checkpoint
 from qinfer.core.checkpoint.layout import LoadPlan, Pick
 from qinfer.core.checkpoint.rules import num_parameters
@@ -127,7 +128,7 @@ class StreamedParts:
         return placed
 
     def _put(self, array: NDArray[Any], dtype: str) -> Array:
-        self._bytes += array.size * DTYPES[dtype].itemsize if dtype else array.nbytes
+        self._bytes += array.size * numpy_dtype(dtype).itemsize if dtype else array.nbytes
         return self._place(array, dtype)
 
     def _take(self, target: str, shape: tuple[int, ...] | None) -> Pick:

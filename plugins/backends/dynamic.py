@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import platform
-import sys
 from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 import paddle
 
+from qinfer.core.progress import TerminalProgress
 from qinfer.core.protocols import Model
 from qinfer.core.specs import BackendPlugin, hookimpl
 from qinfer.core.types import (
@@ -46,7 +46,7 @@ class Dynamic(BackendPlugin):
     @hookimpl
     def configure(self, run: RunConfig) -> None:
         """Choose the operators' versions; before anything is loaded, as they arrange weights."""
-        self.operators = use_native(require=run.require_kernels, progress=_note)
+        self.operators = use_native(require=run.require_kernels, progress=TerminalProgress().note)
 
     @hookimpl
     def report_header(self, run: RunConfig) -> str:
@@ -60,7 +60,7 @@ class Dynamic(BackendPlugin):
         return OperatorBuild(
             library=plan.library,
             is_built=plan.is_built,
-            build=lambda force: build(plan, _note, force=force),
+            build=lambda force: build(plan, TerminalProgress().note, force=force),
         )
 
     @hookimpl
@@ -106,10 +106,6 @@ class DynamicRunner:
         """Drop the model and the cache."""
         self.model = None
         self.cache = []
-
-
-def _note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)  # noqa: T201 - compiling takes a while: say so
 
 
 def _on_device(inputs: Any) -> Any:

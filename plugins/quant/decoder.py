@@ -43,7 +43,7 @@ class DecoderScheme(QuantPlugin):
     @hookimpl
     def pack_weight(self, spec: LinearSpec, scheme: Scheme, weight: Array) -> dict[str, Array]:
         """The weight quantised, or as it is where the plan left the layer out."""
-        return self.quantise(weight) if scheme == self.scheme else pack_plain(scheme, weight)
+        return self.quantise(weight) if scheme == self.scheme else pack_plain(spec, scheme, weight)
 
     @hookimpl
     def build_linear(self, spec: LinearSpec, scheme: Scheme, params: Mapping[str, Array]) -> Layer:

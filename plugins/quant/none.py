@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from qinfer.core.arrays import numpy_dtype
+from qinfer.core.arrays import round_to
 from qinfer.core.specs import QuantPlugin, hookimpl
 from qinfer.core.types import (
     Array,
@@ -39,7 +39,7 @@ class Unquantised(QuantPlugin):
     @hookimpl
     def pack_weight(self, spec: LinearSpec, scheme: Scheme, weight: Array) -> dict[str, Array]:
         """The weight, rounded to the run's dtype."""
-        return pack_plain(scheme, weight)
+        return pack_plain(spec, scheme, weight)
 
     @hookimpl
     def build_linear(
@@ -68,6 +68,9 @@ def plain_scheme(config: ModelConfig) -> Scheme:
     return Scheme(name="none", weight_dtype=config.dtype, input_dtype=config.compute_dtype)
 
 
-def pack_plain(scheme: Scheme, weight: Array) -> dict[str, Array]:
-    """The weight [out, in] rounded to ``scheme.weight_dtype``, not copied if it is of that type."""
-    return {"weight": weight.astype(numpy_dtype(scheme.weight_dtype), copy=False)}
+def pack_plain(spec: LinearSpec, scheme: Scheme, weight: Array) -> dict[str, Array]:
+    """The weight [out, in] rounded to ``scheme.weight_dtype``, not copied if it is of that type.
+
+    Raises BadCheckpoint naming the layer when a number is too large for the dtype.
+    """
+    return {"weight": round_to(weight, scheme.weight_dtype, f"{spec.name}.weight")}

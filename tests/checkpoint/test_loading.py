@@ -20,7 +20,7 @@ from checkpoint.tools import (
     save,
     tensors,
 )
-from qinfer.core.checkpoint.assemble import is_finite
+from qinfer.core.arrays import is_finite
 from qinfer.core.checkpoint.files import Checkpoint
 from qinfer.core.checkpoint.layout import plan_loading
 from qinfer.core.checkpoint.loader import StreamedParts

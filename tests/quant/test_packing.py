@@ -6,13 +6,15 @@ import paddle
 import pytest
 
 from qinfer.core.arrays import ROWS
-from qinfer.core.types import Scheme
+from qinfer.core.errors import BadCheckpoint
+from qinfer.core.types import LinearSpec, Scheme
 from qinfer.plugins.quant.fp8 import pack_e4m3, round_to_e4m3
 from qinfer.plugins.quant.none import pack_plain
 from qinfer.plugins.quant.wint4 import pack_int4
 from qinfer.plugins.quant.wint8 import pack_int8
 
 E4M3 = ml_dtypes.float8_e4m3fn
+SPEC = LinearSpec(name="layers.0.o", role="o", in_features=24, out_features=40)
 SHAPES = [(1, 16), (ROWS - 1, 60), (ROWS, 64), (3 * ROWS + 5, 77)]
 
 
@@ -109,8 +111,15 @@ def test_a_channel_of_zeros_stays_zero(pack, rng):
 def test_plain_weights_are_rounded_once(dtype, weight_of):
     weight = weight_of((40, 24))
     scheme = Scheme(name="none", weight_dtype=dtype, input_dtype="float32")
-    packed = pack_plain(scheme, weight)["weight"]
+    packed = pack_plain(SPEC, scheme, weight)["weight"]
     target = np.dtype(getattr(ml_dtypes, dtype, dtype))
     assert packed.dtype == target
     np.testing.assert_array_equal(packed, weight.astype(target))
     assert np.shares_memory(packed, weight) == (weight.dtype == target)
+
+
+def test_a_weight_too_large_for_the_dtype_is_named():
+    weight = np.full((2, 4), 1e6, np.float32)
+    scheme = Scheme(name="none", weight_dtype="float16", input_dtype="float32")
+    with pytest.raises(BadCheckpoint, match=r"layers\.0\.o\.weight .*too large for float16"):
+        pack_plain(SPEC, scheme, weight)

@@ -54,7 +54,7 @@ class Int8Blockwise(QuantPlugin):
     def pack_weight(self, spec: LinearSpec, scheme: Scheme, weight: Array) -> Mapping[str, Array]:
         """weight [in, out] int8 and scale [in / 32, out] float32, from a numpy [out, in]."""
         if scheme != INT8:
-            return pack_plain(scheme, weight)
+            return pack_plain(spec, scheme, weight)
         blocks = weight.astype(np.float32).reshape(len(weight), -1, BLOCK)
         scale = np.abs(blocks).max(axis=2, keepdims=True) / 127
         packed = np.rint(blocks / np.where(scale > 0, scale, 1)).astype(np.int8)
