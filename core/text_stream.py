@@ -38,9 +38,11 @@ class ByteStream:
         return self._decoder.decode(self._token_bytes(token_id))
 
     def finish(self) -> str:
-        """End the stream. Only half a character can still be held, and it is dropped."""
+        """End the stream; half a character is dropped."""
+        held = self._decoder.getstate()[0]
         self._decoder.reset()
-        return ""
+        # Python also holds the first two bytes of a surrogate, and no character begins with them.
+        return held.decode(errors="replace") if b"\xed\xa0" <= held < b"\xee" else ""
 
 
 class WindowStream:

@@ -2,7 +2,7 @@
 
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models
 
@@ -51,6 +51,9 @@ def joined(stream: ByteStream | WindowStream, ids: list[int]) -> str:
 
 
 @given(st.binary(max_size=40))
+@example(b"\xed\xa0")  # how a surrogate would begin
+@example(b"ab\xed\xbf")
+@example(b"\xed\x9f")  # how U+D7FF begins
 @settings(max_examples=400)
 def test_any_bytes(tokenizer: Tokenizer, data: bytes) -> None:
     ids = [byte_ids_cached(tokenizer)[byte] for byte in data]
