@@ -1,4 +1,4 @@
-"""Row gathers and the gated activation."""
+"""Row gathers, the gated activation, and the way out of the compute dtype."""
 
 from __future__ import annotations
 
@@ -25,3 +25,9 @@ def take_rows(x: Tensor, rows: Tensor) -> Tensor:
 def silu_gate(x: Tensor) -> Tensor:
     """``silu(gate) * up`` for x = [gate | up], [T, 2 I]: [T, I]."""
     return swiglu(x)
+
+
+@operator
+def to_float32(x: Tensor) -> Tensor:
+    """``x`` in float32."""
+    return x.astype("float32")

@@ -12,6 +12,7 @@ from paddle import Tensor
 from qinfer.core.errors import Unsupported
 from qinfer.cuda_ops import ops
 from qinfer.cuda_ops.build import build, plan_build
+from qinfer.cuda_ops.record import Recorder, set_recorder
 from qinfer.cuda_ops.table import REFERENCE, use
 
 CPU = "cpu"
@@ -34,11 +35,13 @@ def use_native(*, require: bool, progress: Callable[[str], None]) -> str:
     Returns a line saying what is used. Without a compiler, or if it fails, that is the reference,
     and ``progress`` is told why; with ``require`` the reason is raised as Unsupported.
     """
+    set_recorder(None)
     if os.environ.get(CHOICE) == REFERENCE and not require:
         use(REFERENCE)
         return f"operators: reference ({CHOICE} says so)"
     try:
-        load(build(plan_build(), progress))
+        library = build(plan_build(), progress)
+        load(library)
     except Unsupported as error:
         if require:
             raise
@@ -46,6 +49,7 @@ def use_native(*, require: bool, progress: Callable[[str], None]) -> str:
         progress(f"Using the slow reference operators: {error.message.splitlines()[0]}")
         return "operators: reference"
     use(CPU)
+    set_recorder(Recorder(library))
     return "operators: native, compiled for this processor"
 
 
@@ -73,6 +77,12 @@ def load(library: Path) -> None:
     ops.rotary_kv_write.versions[CPU] = _rotary_kv_write
     ops.paged_attention.versions[CPU] = _paged_attention
     ops.silu_gate.versions[CPU] = _silu_gate
+    ops.rms_norm.versions[CPU] = _rms_norm
+    ops.add_rms_norm.versions[CPU] = _add_rms_norm
+    ops.embed.versions[CPU] = _embed
+    ops.take_rows.versions[CPU] = _take_rows
+    ops.to_float32.versions[CPU] = _to_float32
+    ops.argmax.versions[CPU] = _argmax
 
 
 _run = paddle._C_ops._run_custom_op
@@ -162,3 +172,28 @@ def _fits(cache: Tensor) -> bool:
 
 def _silu_gate(x: Tensor) -> Tensor:
     return _run("qinfer_silu_gate", x)[0]
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return _run("qinfer_rms_norm", x, None, weight, eps)[0]
+
+
+def _add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    normed, total = _run("qinfer_rms_norm", x, residual, weight, eps)
+    return normed, total
+
+
+def _embed(token_ids: Tensor, table: Tensor, dtype: str) -> Tensor:
+    return _run("qinfer_gather_rows", table, token_ids)[0]
+
+
+def _take_rows(x: Tensor, rows: Tensor) -> Tensor:
+    return _run("qinfer_gather_rows", x, rows)[0]
+
+
+def _to_float32(x: Tensor) -> Tensor:
+    return x  # as all are that these operators compute
+
+
+def _argmax(logits: Tensor) -> Tensor:
+    return _run("qinfer_argmax", logits)[0]

@@ -1,7 +1,7 @@
 """All operators in one namespace: ``from qinfer.cuda_ops import ops``."""
 
 from qinfer.cuda_ops.attention import paged_attention, rotary_kv_write
-from qinfer.cuda_ops.elementwise import embed, silu_gate, take_rows
+from qinfer.cuda_ops.elementwise import embed, silu_gate, take_rows, to_float32
 from qinfer.cuda_ops.linear import (
     arrange,
     arrange_int4,
@@ -33,5 +33,6 @@ __all__ = [
     "sample",
     "silu_gate",
     "take_rows",
+    "to_float32",
     "token_logprobs",
 ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import paddle
+from numpy.typing import NDArray
 from paddle import Tensor
 from paddle.nn.functional import log_softmax, softmax
 
@@ -82,25 +84,37 @@ def token_logprobs(logits: Tensor, chosen: Tensor, count: int) -> tuple[Tensor, 
 
 
 def choose_tokens(
-    logits: Tensor, params: SamplingInput, *, any_sampled: bool, shortlist: int
+    logits: Tensor, params: SamplingInput
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None]:
-    """One token for each row, with the tensors of ``params``: edits, then greedy or sampled.
+    """One token for each row of logits [R, V]: edits, then greedy or sampled.
 
-    Greedy rows (temperature 0) take a true argmax. Returns the tokens and the log-probabilities
-    of the unedited logits where asked for.
+    ``params`` holds numpy arrays. Greedy rows (temperature 0) take a true argmax. Returns the
+    tokens and the log-probabilities of the unedited logits where asked for.
     """
     edited = logits
     if params.edit_rows.shape[0]:
-        edited = edit_logits(
-            logits, params.edit_rows, params.edit_tokens, params.edit_scale, params.edit_bias
-        )
+        edits = (params.edit_rows, params.edit_tokens, params.edit_scale, params.edit_bias)
+        edited = edit_logits(logits, *map(paddle.to_tensor, edits))
     chosen = argmax(edited)
-    if any_sampled:
-        greedy = params.temperature == 0
-        temperature = paddle.where(greedy, paddle.ones_like(params.temperature), params.temperature)
+    greedy = params.temperature == 0
+    if not greedy.all():
+        temperature = np.where(greedy, np.float32(1), params.temperature)
         drawn = sample(
-            edited, temperature, params.top_k, params.top_p, params.min_p, params.uniform, shortlist
+            edited,
+            paddle.to_tensor(temperature),
+            paddle.to_tensor(params.top_k),
+            paddle.to_tensor(params.top_p),
+            paddle.to_tensor(params.min_p),
+            paddle.to_tensor(params.uniform),
+            _shortlist(params.top_k[~greedy], logits.shape[1]),
         )
-        chosen = paddle.where(greedy, chosen, drawn)
+        chosen = paddle.where(paddle.to_tensor(greedy), chosen, drawn)
     wanted = params.num_logprobs
     return chosen, None if wanted < 0 else token_logprobs(logits, chosen, wanted)
+
+
+def _shortlist(limits: NDArray[np.int64], vocabulary: int) -> int:
+    """How many best tokens suffice for rows with these top-k; 0 if one of them has none."""
+    if limits.min() <= 0 or limits.max() > MAX_SHORTLIST:
+        return 0
+    return int(min(limits.max(), vocabulary))

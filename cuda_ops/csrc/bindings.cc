@@ -2,6 +2,8 @@
 // come in; the kernels trust them.
 #include "cpu/attention.h"
 #include "cpu/linear.h"
+#include "cpu/record.h"
+#include "cpu/rows.h"
 #include "paddle/extension.h"
 
 using paddle::DataType;
@@ -9,6 +11,52 @@ using paddle::Tensor;
 using Shape = std::vector<int64_t>;
 
 namespace {
+
+constexpr int64_t kFew = 8;  // rows whose small operators one thread does faster than a team
+
+// A tensor for a result; while recording out of the recording's memory.
+Tensor result(const Shape& shape, DataType type, const Tensor& like) {
+  qinfer::Recording* recording = qinfer::recording();
+  if (!recording) return paddle::empty(shape, type, like.place());
+  size_t bytes = phi::SizeOf(type);
+  for (int64_t size : shape) bytes *= size;
+  auto arena = recording->arena;
+  const auto give_back = [arena, bytes](void* memory) { arena->give_back(memory, bytes); };
+  return paddle::from_blob(arena->take(bytes), shape, type, phi::DataLayout::NCHW, like.place(),
+                           give_back);
+}
+
+// Where a tensor's numbers are. A recording keeps what comes from outside alive.
+const void* read(const Tensor& x) {
+  const void* data = x.data();
+  qinfer::Recording* recording = qinfer::recording();
+  if (recording && !recording->arena->owns(data)) recording->held.push_back(x.impl());
+  return data;
+}
+
+template <typename T>
+const T* read(const Tensor& x, DataType type, const char* what) {
+  PD_CHECK(x.dtype() == type, what, " must be ", type);
+  return static_cast<const T*>(read(x));
+}
+
+const float* floats(const Tensor& x, const char* what) {
+  return read<float>(x, DataType::FLOAT32, what);
+}
+
+const float* floats(const paddle::optional<Tensor>& x, const char* what) {
+  return x ? floats(*x, what) : nullptr;
+}
+
+const int32_t* int32s(const Tensor& x, const char* what) {
+  return read<int32_t>(x, DataType::INT32, what);
+}
+
+const int64_t* int64s(const Tensor& x, const char* what) {
+  return read<int64_t>(x, DataType::INT64, what);
+}
+
+float* written(const Tensor& x) { return const_cast<float*>(x.data<float>()); }
 
 // The dtype a weight of that format comes in; int4 as int8 values from -8 to 7.
 DataType source_of(qinfer::Format format) {
@@ -22,15 +70,6 @@ DataType source_of(qinfer::Format format) {
     default:
       return DataType::INT8;
   }
-}
-
-const float* floats(const Tensor& x, const char* what) {
-  PD_CHECK(x.dtype() == DataType::FLOAT32, what, " must be float32");
-  return x.data<float>();
-}
-
-const float* floats(const paddle::optional<Tensor>& x, const char* what) {
-  return x ? floats(*x, what) : nullptr;
 }
 
 // weight [out, in] -> bytes in panel order
@@ -57,54 +96,114 @@ std::vector<Tensor> linear(const Tensor& x, const Tensor& packed,
   PD_CHECK(!bias || bias->numel() == out, "qinfer_linear: the bias must be [out]");
   const int64_t scales = kind == qinfer::Format::kInt4 ? (out + 15) / 16 * 16 * (in / 64) : out;
   PD_CHECK(!scale || scale->numel() == scales, "qinfer_linear: the scale has another size");
-  Tensor y = paddle::empty({rows, out}, DataType::FLOAT32, x.place());
-  qinfer::linear(kind, floats(x, "qinfer_linear: x"), packed.data(), floats(scale, "scale"),
-                 floats(bias, "bias"), y.data<float>(), rows, in, out);
+  Tensor y = result({rows, out}, DataType::FLOAT32, x);
+  qinfer::submit(qinfer::linear(kind, floats(x, "qinfer_linear: x"), read(packed),
+                                floats(scale, "scale"), floats(bias, "bias"), written(y), rows, in,
+                                out));
   return {y};
 }
 
-std::vector<Tensor> rotary_kv_write(const Tensor& qkv, const Tensor& rotary,
-                                    const Tensor& positions, const Tensor& slots, Tensor& keys,
-                                    Tensor& values) {
-  const int64_t kv_heads = keys.shape()[2], dim = keys.shape()[3], tokens = qkv.shape()[0];
-  const int64_t heads = qkv.shape()[1] / dim - 2 * kv_heads;
-  PD_CHECK(dim % 2 == 0 && rotary.shape()[1] == 2 * dim, "qinfer_rotary_kv_write: head size");
-  Tensor queries = paddle::empty({tokens, heads, dim}, DataType::FLOAT32, qkv.place());
-  floats(keys, "key cache"), floats(values, "value cache");
-  qinfer::rotary_kv_write(floats(qkv, "qkv"), floats(rotary, "rotary"), positions.data<int64_t>(),
-                          slots.data<int64_t>(), keys.data<float>(), values.data<float>(),
-                          queries.data<float>(), tokens, heads, kv_heads, dim);
+qinfer::Cache cache_of(const Tensor& keys, const Tensor& values) {
+  const Shape shape = keys.shape();
+  PD_CHECK(shape.size() == 4 && shape == values.shape() && keys.dtype() == values.dtype(),
+           "qinfer: key and value cache must be [blocks, block_size, kv_heads, dim] of one type");
+  PD_CHECK(shape[1] % 16 == 0 && shape[3] % 16 == 0,
+           "qinfer: block and head size must be multiples of 16");
+  const bool is_bf16 = keys.dtype() == DataType::BFLOAT16;
+  PD_CHECK(is_bf16 || keys.dtype() == DataType::FLOAT32, "qinfer: cache type");
+  return {is_bf16 ? qinfer::CacheType::kBF16 : qinfer::CacheType::kF32,
+          const_cast<void*>(read(keys)),
+          const_cast<void*>(read(values)),
+          nullptr,
+          nullptr,
+          false,
+          shape[1],
+          shape[2],
+          shape[3]};
+}
+
+std::vector<Tensor> rotary_kv_write(const Tensor& qkv, const Tensor& table, const Tensor& positions,
+                                    const Tensor& slots, Tensor& keys, Tensor& values) {
+  const qinfer::Cache cache = cache_of(keys, values);
+  const int64_t tokens = qkv.shape()[0], dim = cache.dim;
+  const int64_t heads = qkv.shape()[1] / dim - 2 * cache.kv_heads;
+  PD_CHECK(table.shape()[1] == 2 * dim, "qinfer_rotary_kv_write: the table must be [*, 2 dim]");
+  Tensor queries = result({tokens, heads, dim}, DataType::FLOAT32, qkv);
+  const qinfer::Rotary rotary{floats(qkv, "qkv"),
+                              floats(table, "rotary"),
+                              int64s(positions, "positions"),
+                              int64s(slots, "slot_mapping"),
+                              written(queries),
+                              tokens,
+                              heads};
+  qinfer::submit(qinfer::rotary_kv_write(rotary, cache), tokens > kFew);
   return {queries};
 }
 
 std::vector<Tensor> paged_attention(const Tensor& queries, const Tensor& keys, const Tensor& values,
                                     const Tensor& starts, const Tensor& lengths,
                                     const Tensor& tables, double scale) {
-  const Shape q = queries.shape(), cache = keys.shape();
-  PD_CHECK(q[2] % 16 == 0 && cache[1] % 16 == 0,
-           "qinfer_paged_attention: head and block size must be multiples of 16");
-  Tensor out = paddle::empty({q[0], q[1] * q[2]}, DataType::FLOAT32, queries.place());
-  const qinfer::Paged paged{floats(keys, "keys"),
-                            floats(values, "values"),
-                            tables.data<int32_t>(),
-                            starts.data<int32_t>(),
-                            lengths.data<int32_t>(),
+  const Shape q = queries.shape();
+  const qinfer::Cache cache = cache_of(keys, values);
+  Tensor out = result({q[0], q[1] * q[2]}, DataType::FLOAT32, queries);
+  const qinfer::Paged paged{floats(queries, "queries"),
+                            int32s(tables, "block_tables"),
+                            int32s(starts, "query_starts"),
+                            int32s(lengths, "seq_lens"),
                             lengths.shape()[0],
                             tables.shape()[1],
-                            cache[1],
                             q[1],
-                            cache[2],
-                            q[2]};
-  qinfer::paged_attention(paged, floats(queries, "queries"), static_cast<float>(scale),
-                          out.data<float>());
+                            static_cast<float>(scale),
+                            written(out)};
+  qinfer::submit(qinfer::paged_attention(paged, cache));
   return {out};
 }
 
 std::vector<Tensor> silu_gate(const Tensor& x) {
   const int64_t rows = x.shape()[0], width = x.shape()[1] / 2;
-  Tensor y = paddle::empty({rows, width}, DataType::FLOAT32, x.place());
-  qinfer::silu_gate(floats(x, "qinfer_silu_gate: x"), y.data<float>(), rows, width);
+  Tensor y = result({rows, width}, DataType::FLOAT32, x);
+  qinfer::submit(qinfer::silu_gate(floats(x, "qinfer_silu_gate: x"), written(y), rows, width),
+                 rows > kFew);
   return {y};
+}
+
+std::vector<Tensor> rms_norm(const Tensor& x, const paddle::optional<Tensor>& residual,
+                             const Tensor& weight, double eps) {
+  const int64_t rows = x.shape()[0], width = x.shape()[1];
+  PD_CHECK(weight.numel() == width && (!residual || residual->shape() == x.shape()),
+           "qinfer_rms_norm: x and residual must be [rows, width], the weight [width]");
+  Tensor y = result({rows, width}, DataType::FLOAT32, x);
+  Tensor total = residual ? result({rows, width}, DataType::FLOAT32, x) : y;
+  qinfer::submit(qinfer::rms_norm(floats(x, "x"), floats(residual, "residual"),
+                                  floats(weight, "weight"), static_cast<float>(eps), written(y),
+                                  residual ? written(total) : nullptr, rows, width),
+                 rows > kFew);
+  return {y, total};
+}
+
+std::vector<Tensor> gather_rows(const Tensor& table, const Tensor& ids) {
+  const int64_t rows = ids.shape()[0], width = table.shape()[1];
+  const bool is_float = table.dtype() == DataType::FLOAT32;
+  const bool is_bf16 = table.dtype() == DataType::BFLOAT16;
+  PD_CHECK(is_float || is_bf16 || table.dtype() == DataType::FLOAT16,
+           "qinfer_gather_rows: the table's type");
+  Tensor y = result({rows, width}, DataType::FLOAT32, table);
+  const auto type = is_float  ? qinfer::Float::kF32
+                    : is_bf16 ? qinfer::Float::kBF16
+                              : qinfer::Float::kF16;
+  qinfer::submit(
+      qinfer::gather_rows(type, read(table), int64s(ids, "rows"), written(y), rows, width),
+      rows > kFew);
+  return {y};
+}
+
+std::vector<Tensor> argmax(const Tensor& x) {
+  const int64_t rows = x.shape()[0], width = x.shape()[1];
+  PD_CHECK(width > 0, "qinfer_argmax: there is nothing to choose from");
+  Tensor index = result({rows}, DataType::INT64, x);
+  qinfer::submit(qinfer::argmax(floats(x, "logits"), const_cast<int64_t*>(index.data<int64_t>()),
+                                rows, width));
+  return {index};
 }
 
 }  // namespace
@@ -133,3 +232,16 @@ PD_BUILD_OP(qinfer_paged_attention)
     .SetKernelFn(PD_KERNEL(paged_attention));
 
 PD_BUILD_OP(qinfer_silu_gate).Inputs({"x"}).Outputs({"y"}).SetKernelFn(PD_KERNEL(silu_gate));
+
+PD_BUILD_OP(qinfer_rms_norm)
+    .Inputs({"x", paddle::Optional("residual"), "weight"})
+    .Outputs({"y", "total"})
+    .Attrs({"eps: double"})
+    .SetKernelFn(PD_KERNEL(rms_norm));
+
+PD_BUILD_OP(qinfer_gather_rows)
+    .Inputs({"table", "rows"})
+    .Outputs({"y"})
+    .SetKernelFn(PD_KERNEL(gather_rows));
+
+PD_BUILD_OP(qinfer_argmax).Inputs({"logits"}).Outputs({"index"}).SetKernelFn(PD_KERNEL(argmax));

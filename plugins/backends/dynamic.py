@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import platform
-from dataclasses import fields, replace
-from typing import Any
+from collections.abc import Callable
 
-import numpy as np
 import paddle
+from paddle import Tensor
 
 from qinfer.core.progress import TerminalProgress
 from qinfer.core.protocols import Model
@@ -26,7 +25,8 @@ from qinfer.core.types import (
 from qinfer.cuda_ops import ops
 from qinfer.cuda_ops.build import build, plan_build
 from qinfer.cuda_ops.native import use_native
-from qinfer.cuda_ops.sampling import MAX_SHORTLIST
+from qinfer.cuda_ops.record import recorder as operator_recorder
+from qinfer.plugins.backends.recorded import RecordedSteps, on_device
 
 
 class Dynamic(BackendPlugin):
@@ -69,34 +69,38 @@ class Dynamic(BackendPlugin):
     ) -> DynamicRunner:
         """Allocate the paged cache and return the runner."""
         keep_freed_memory()
-        return DynamicRunner(model, cache)
+        blocks = -(-config.max_position_embeddings // cache.block_size)
+        return DynamicRunner(model, cache, max_blocks=min(blocks, cache.num_blocks))
 
 
 class DynamicRunner:
     """Owns the KV cache; every step is one call of the model and the sampling operators."""
 
-    def __init__(self, model: Model, cache: CacheSpec) -> None:
-        self.model: Model | None = model
+    def __init__(self, model: Model, cache: CacheSpec, *, max_blocks: int) -> None:
         shape = [cache.num_blocks, cache.block_size, cache.num_kv_heads, cache.head_dim]
         # Not zeroed: pages stay untouched until a block is written, and no operator reads a
         # slot that was not.
-        self.cache = [
+        layers = [
             (paddle.empty(shape, cache.dtype), paddle.empty(shape, cache.dtype))
             for _ in range(cache.num_layers)
         ]
+        self.logits: Callable[[StepInput], Tensor] | None
+
+        def compute(batch: StepInput) -> Tensor:
+            return model(batch, layers)
+
+        if (recorder := operator_recorder()) is None:
+            self.logits = lambda batch: compute(on_device(batch))
+        else:
+            note = TerminalProgress().note
+            self.logits = RecordedSteps(compute, recorder, table_width=max_blocks, give_up=note)
 
     def step(self, batch: StepInput, sampling: SamplingInput) -> StepOutput:
         """Run one step; numpy in, numpy out."""
-        if self.model is None:
+        if self.logits is None:
             raise RuntimeError("the runner has been closed")
         with paddle.no_grad():
-            logits = self.model(_on_device(batch), self.cache)
-            tokens, logprobs = ops.choose_tokens(
-                logits,
-                _on_device(sampling),
-                any_sampled=bool(np.any(sampling.temperature > 0)),
-                shortlist=_shortlist(sampling, logits.shape[1]),
-            )
+            tokens, logprobs = ops.choose_tokens(self.logits(batch), sampling)
         if logprobs is None:
             return StepOutput(token_ids=tokens.numpy())
         chosen, top, ids = (part.numpy() for part in logprobs)
@@ -104,26 +108,7 @@ class DynamicRunner:
 
     def close(self) -> None:
         """Drop the model and the cache."""
-        self.model = None
-        self.cache = []
-
-
-def _on_device(inputs: Any) -> Any:
-    """The same dataclass with its numpy arrays as tensors."""
-    arrays = {
-        field.name: paddle.to_tensor(value)
-        for field in fields(inputs)
-        if isinstance(value := getattr(inputs, field.name), np.ndarray)
-    }
-    return replace(inputs, **arrays)
-
-
-def _shortlist(sampling: SamplingInput, vocabulary: int) -> int:
-    """How many best tokens suffice for all sampled rows; 0 if one of them has no top-k."""
-    limits = sampling.top_k[sampling.temperature > 0]
-    if limits.size == 0 or limits.min() <= 0 or limits.max() > MAX_SHORTLIST:
-        return 0
-    return int(min(limits.max(), vocabulary))
+        self.logits = None
 
 
 def keep_freed_memory() -> None:

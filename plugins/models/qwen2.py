@@ -113,7 +113,7 @@ class Qwen2Decoder:
             delta = down(ops.silu_gate(gate_up(x)))
         rows, residual = (ops.take_rows(part, batch.logit_rows) for part in (delta, residual))
         x, _ = ops.add_rms_norm(rows, residual, self.final_norm, self.eps)
-        return self.head(x).astype("float32")
+        return ops.to_float32(self.head(x))
 
 
 def _layer(config: ModelConfig, layer: int) -> list[LinearSpec]:

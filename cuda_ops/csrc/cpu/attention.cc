@@ -1,16 +1,12 @@
 #include "attention.h"
 
 #include <algorithm>
-#include <cmath>
 #include <vector>
-
-#include "parallel.h"
-#include "simd.h"
 
 namespace qinfer {
 namespace {
 
-constexpr int64_t kQueries = 8;  // queries of a sequence that one task handles
+constexpr int64_t kQueries = 8;  // queries of a sequence that one job handles
 
 // Turn `count` scores into weights that add up to one, with zeros up to a whole vector.
 void softmax(float* scores, int64_t count) {
@@ -30,126 +26,180 @@ void softmax(float* scores, int64_t count) {
   for (int64_t j = 0; j < padded; j += kLanes) store(scores + j, load<F32>(scores + j) * inverse);
 }
 
+// Scores of R queries against sixteen keys: four sums over every fourth dimension, added in a
+// fixed order.
+template <typename Holds, int R>
+void score(const float* query, const typename Holds::Item* keys, int64_t dim, F32 scale, float* to,
+           int64_t row) {
+  F32 part[R][4] = {};
+  for (int64_t d = 0; d < dim; d += 4)
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const F32 key = Holds::read(keys + (d + i) * kLanes);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) part[r][i] += key * query[r * dim + d + i];
+    }
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r)
+    store(to + r * row, ((part[r][0] + part[r][1]) + (part[r][2] + part[r][3])) * scale);
+}
+
+// to += `count` rows of values, weighted, for R queries and V vectors of sixteen dimensions.
+template <typename Holds, int R, int V>
+void mix(const typename Holds::Item* values, int64_t stride, const float* weights, int64_t row,
+         int64_t count, float* to, int64_t dim) {
+  F32 total[R][V];
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) total[r][v] = load<F32>(to + r * dim + v * kLanes);
+  for (int64_t i = 0; i < count; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      const F32 value = Holds::read(values + i * stride + v * kLanes);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) total[r][v] += value * weights[r * row + i];
+    }
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) store(to + r * dim + v * kLanes, total[r][v]);
+}
+
 // Queries `first` to `first + count` of the batch, of query heads `head` to `head + heads`, which
 // share one KV head.
-struct Task {
+struct Job {
   int64_t sequence, first, count, head, heads;
 };
 
-// Four sums over every fourth dimension, added in a fixed order.
-inline F32 scores_of(const float* query, const float* keys, int64_t dim) {
-  F32 part[4] = {};
-  for (int64_t d = 0; d < dim; d += 4)
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) part[i] += load<F32>(keys + (d + i) * kLanes) * query[d + i];
-  return (part[0] + part[1]) + (part[2] + part[3]);
-}
-
-// to += the sum of `count` rows of values, weighted, over V vectors side by side.
-template <int V>
-void mix(const float* values, int64_t stride, const float* weights, int64_t count, float* to) {
-  F32 total[V];
-#pragma GCC unroll 4
-  for (int v = 0; v < V; ++v) total[v] = load<F32>(to + v * kLanes);
-  for (int64_t i = 0; i < count; ++i)
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v)
-      total[v] += load<F32>(values + i * stride + v * kLanes) * weights[i];
-#pragma GCC unroll 4
-  for (int v = 0; v < V; ++v) store(to + v * kLanes, total[v]);
-}
-
-void attend(const Paged& p, const Task& task, const float* queries, float scale, float* out) {
-  static thread_local std::vector<float> scratch;
-  const int64_t kv_head = task.head / (p.heads / p.kv_heads);
-  const int64_t behind = p.starts[task.sequence + 1] - task.first;   // this query to the last
-  const int64_t first_seen = p.lengths[task.sequence] - behind + 1;  // keys the first query sees
-  const int64_t seen = first_seen + task.count - 1, rows = task.count * task.heads;
-  const int64_t padded = (seen + kLanes - 1) / kLanes * kLanes;
-  if (static_cast<int64_t>(scratch.size()) < rows * padded) scratch.resize(rows * padded);
-  const int32_t* table = p.tables + task.sequence * p.width;
-  const auto slot = [&](int64_t at) {
-    return table[at / p.block_size] * p.block_size + at % p.block_size;
-  };
-  const auto query = [&](int64_t row) {
-    return ((task.first + row / task.heads) * p.heads + task.head + row % task.heads) * p.dim;
-  };
-  for (int64_t j = 0; j < seen; j += kLanes) {
-    const float* keys = p.keys + (slot(j) * p.kv_heads + kv_head * kLanes) * p.dim;
-    for (int64_t row = 0; row < rows; ++row)
-      store(&scratch[row * padded + j], scores_of(queries + query(row), keys, p.dim) * scale);
+template <typename Holds>
+class Attention {
+ public:
+  Attention(const Paged& paged, const Cache& cache, const Job& job)
+      : p_(paged), cache_(cache), job_(job) {
+    kv_head_ = job.head / (p_.heads / cache.kv_heads);
+    const int64_t behind = p_.starts[job.sequence + 1] - job.first;  // this query to the last
+    first_seen_ = p_.lengths[job.sequence] - behind + 1;             // keys the first query sees
+    seen_ = first_seen_ + job.count - 1;
+    padded_ = (seen_ + kLanes - 1) / kLanes * kLanes;
   }
-  for (int64_t row = 0; row < rows; ++row)
-    softmax(&scratch[row * padded], first_seen + row / task.heads);
-  for (int64_t row = 0; row < rows; ++row) std::fill_n(out + query(row), p.dim, 0.0f);
-  for (int64_t j = 0; j < seen; j += kLanes) {
-    const float* values = p.values + (slot(j) * p.kv_heads + kv_head) * p.dim;
-    const int64_t count = std::min<int64_t>(kLanes, seen - j);
-    for (int64_t row = 0; row < rows; ++row) {
-      const int64_t visible = std::min(count, first_seen + row / task.heads - j);
-      const float* weights = &scratch[row * padded + j];
-      float* to = out + query(row);
-      int64_t d = 0;
-      for (; d + 4 * kLanes <= p.dim; d += 4 * kLanes)
-        mix<4>(values + d, p.kv_heads * p.dim, weights, visible, to + d);
-      for (; d < p.dim; d += kLanes)
-        mix<1>(values + d, p.kv_heads * p.dim, weights, visible, to + d);
+
+  void run() {
+    static thread_local std::vector<float> memory;
+    const int64_t rows = job_.count * job_.heads;
+    if (static_cast<int64_t>(memory.size()) < rows * padded_) memory.resize(rows * padded_);
+    scores_ = memory.data();
+    for (int64_t j = 0; j < seen_; j += kLanes) in_fours<Score>(j);
+    for (int64_t t = 0; t < job_.count; ++t)
+      for (int64_t h = 0; h < job_.heads; ++h) {
+        softmax(scores_ + (t * job_.heads + h) * padded_, first_seen_ + t);
+        std::fill_n(p_.out + query(t, h), cache_.dim, 0.0f);
+      }
+    for (int64_t j = 0; j < seen_; j += kLanes) in_fours<Mix>(j);
+  }
+
+ private:
+  using Item = typename Holds::Item;
+
+  // Step<R>::run for all heads of every query, four at a time.
+  template <template <int> class Step>
+  void in_fours(int64_t j) {
+    const int64_t slot = slot_of(j);
+    for (int64_t t = 0; t < job_.count; ++t) {
+      int64_t h = 0;
+      for (; h + 4 <= job_.heads; h += 4) Step<4>::run(*this, t, h, j, slot);
+      for (; h + 2 <= job_.heads; h += 2) Step<2>::run(*this, t, h, j, slot);
+      for (; h < job_.heads; ++h) Step<1>::run(*this, t, h, j, slot);
     }
   }
+
+  template <int R>
+  struct Score {
+    static void run(Attention& a, int64_t t, int64_t h, int64_t j, int64_t slot) {
+      const Cache& c = a.cache_;
+      const Item* keys = static_cast<const Item*>(c.keys) + c.group(slot, a.kv_head_) * c.dim;
+      const F32 scale = a.scales(c.key_scales, slot) * a.p_.scale;
+      score<Holds, R>(a.p_.queries + a.query(t, h), keys, c.dim, scale, a.row(t, h) + j, a.padded_);
+    }
+  };
+
+  template <int R>
+  struct Mix {
+    static void run(Attention& a, int64_t t, int64_t h, int64_t j, int64_t slot) {
+      const Cache& c = a.cache_;
+      const int64_t count = std::min<int64_t>(kLanes, a.first_seen_ + t - j);
+      if (count <= 0) return;
+      float* weights = a.row(t, h) + j;
+      if constexpr (Holds::kMost > 0)
+        for (int r = 0; r < R; ++r)
+          store(weights + r * a.padded_,
+                load<F32>(weights + r * a.padded_) * a.scales(c.value_scales, slot));
+      const Item* values =
+          static_cast<const Item*>(c.values) + (slot * c.kv_heads + a.kv_head_) * c.dim;
+      const int64_t stride = c.kv_heads * c.dim;
+      float* to = a.p_.out + a.query(t, h);
+      int64_t d = 0;
+      for (; d + 4 * kLanes <= c.dim; d += 4 * kLanes)
+        mix<Holds, R, 4>(values + d, stride, weights, a.padded_, count, to + d, c.dim);
+      for (; d < c.dim; d += kLanes)
+        mix<Holds, R, 1>(values + d, stride, weights, a.padded_, count, to + d, c.dim);
+    }
+  };
+
+  int64_t slot_of(int64_t at) const {
+    const int32_t block = p_.tables[job_.sequence * p_.width + at / cache_.block_size];
+    return int64_t{block} * cache_.block_size + at % cache_.block_size;
+  }
+
+  int64_t query(int64_t t, int64_t h) const {
+    return ((job_.first + t) * p_.heads + job_.head + h) * cache_.dim;
+  }
+
+  float* row(int64_t t, int64_t h) const { return scores_ + (t * job_.heads + h) * padded_; }
+
+  // Of the sixteen slots from `slot`, whose unwritten ones may hold anything.
+  F32 scales(const float* scales, int64_t slot) const {
+    if constexpr (Holds::kMost == 0) return splat(1);
+    const int64_t at = cache_.scale_at(slot, kv_head_);
+    return cache_.is_static ? splat(scales[at]) : load<F32>(scales + at);
+  }
+
+  const Paged& p_;
+  const Cache& cache_;
+  const Job& job_;
+  int64_t kv_head_, first_seen_, seen_, padded_;
+  float* scores_ = nullptr;
+};
+
+// work(job, cost) for all there is to do.
+template <typename Work>
+void each_job(const Paged& p, int64_t together, const Work& work) {
+  for (int64_t s = 0; s < p.sequences; ++s)
+    for (int64_t t = p.starts[s]; t < p.starts[s + 1]; t += kQueries) {
+      const int64_t count = std::min<int64_t>(kQueries, p.starts[s + 1] - t);
+      const int64_t seen = p.lengths[s] - (p.starts[s + 1] - t) + count;
+      for (int64_t h = 0; h < p.heads; h += together)
+        work(Job{s, t, count, h, together}, seen * count * together);
+    }
 }
 
 }  // namespace
 
-void rotary_kv_write(const float* qkv, const float* rotary, const int64_t* positions,
-                     const int64_t* slots, float* key_cache, float* value_cache, float* queries,
-                     int64_t tokens, int64_t heads, int64_t kv_heads, int64_t dim) {
-  const int64_t half = dim / 2, row = (heads + 2 * kv_heads) * dim;
-#pragma omp parallel for schedule(static) if (tokens > 8)
-  for (int64_t t = 0; t < tokens; ++t) {
-    const float *cos = rotary + positions[t] * 2 * dim, *sin = cos + dim;
-    const int64_t group = slots[t] / kLanes * kLanes, lane = slots[t] % kLanes;
-    for (int64_t h = 0; h < heads + kv_heads; ++h) {
-      const float* from = qkv + t * row + h * dim;
-      const bool is_key = h >= heads;
-      float* to = is_key ? key_cache + (group * kv_heads + (h - heads) * kLanes) * dim + lane
-                         : queries + (t * heads + h) * dim;
-      const int64_t stride = is_key ? kLanes : 1;
-      for (int64_t d = 0; d < half; ++d) {
-        to[d * stride] = from[d] * cos[d] + from[d + half] * sin[d];
-        to[(d + half) * stride] = from[d + half] * cos[d + half] + from[d] * sin[d + half];
-      }
-    }
-    const float* values = qkv + t * row + (heads + kv_heads) * dim;
-    std::copy_n(values, kv_heads * dim, value_cache + slots[t] * kv_heads * dim);
-  }
-}
-
-void paged_attention(const Paged& p, const float* queries, float scale, float* out) {
-  const int64_t group = p.heads / p.kv_heads, tokens = p.starts[p.sequences];
-  // Heads that share keys go together, unless that leaves too few tasks to share out.
-  const int64_t together = tokens * p.kv_heads >= 16 ? group : 1;
-  std::vector<Task> tasks;
-  for (int64_t s = 0; s < p.sequences; ++s)
-    for (int64_t t = p.starts[s]; t < p.starts[s + 1]; t += kQueries)
-      for (int64_t h = 0; h < p.heads; h += together)
-        tasks.push_back({s, t, std::min<int64_t>(kQueries, p.starts[s + 1] - t), h, together});
-  take_turns(tasks.size(), [&](int64_t i) { attend(p, tasks[i], queries, scale, out); });
-}
-
-void silu_gate(const float* x, float* y, int64_t rows, int64_t width) {
-  const int64_t vectors = width / kLanes;
-#pragma omp parallel for schedule(static) collapse(2) if (rows > 4)
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t v = 0; v < vectors; ++v) {
-      const float* gate = x + r * 2 * width + v * kLanes;
-      const F32 g = load<F32>(gate);
-      store(y + r * width + v * kLanes, g / (1.0f + exp(-g)) * load<F32>(gate + width));
-    }
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t i = vectors * kLanes; i < width; ++i) {
-      const float g = x[r * 2 * width + i];
-      y[r * width + i] = g / (1.0f + std::exp(-g)) * x[r * 2 * width + width + i];
-    }
+Task paged_attention(const Paged& p, const Cache& cache) {
+  return [=](const Worker& me) {
+    // Heads that share keys go together, unless that leaves too few jobs to share out.
+    const int64_t jobs = p.starts[p.sequences] * cache.kv_heads;
+    const int64_t together = jobs >= 8 * me.count ? p.heads / cache.kv_heads : 1;
+    int64_t total = 0, before = 0;
+    each_job(p, together, [&](const Job&, int64_t cost) { total += cost; });
+    with_type(cache.type, [&](auto holds) {
+      each_job(p, together, [&](const Job& job, int64_t cost) {
+        if ((before + cost / 2) * me.count / total == me.index)
+          Attention<decltype(holds)>(p, cache, job).run();
+        before += cost;
+      });
+    });
+  };
 }
 
 }  // namespace qinfer

@@ -45,23 +45,24 @@ void pack_weight(Format format, const void* weight, void* packed, int64_t out, i
   }
 }
 
-void linear(Format format, const float* x, const void* packed, const float* scale,
+Task linear(Format format, const float* x, const void* packed, const float* scale,
             const float* bias, float* y, int64_t rows, int64_t in, int64_t out) {
   const Job job{
       x,     in,      in,   out, rows, static_cast<const char*>(packed), panel_bytes(format, in),
       scale, nullptr, bias, y};
   switch (format) {
     case Format::kF32:
-      return run_f32(job);
+      return f32_product(job);
     case Format::kBF16:
-      return run_bf16(job);
+      return bf16_product(job);
     case Format::kE4M3:
-      return run_e4m3(job);
+      return e4m3_product(job);
     case Format::kInt8:
-      return run_int8(job);
+      return int8_product(job);
     case Format::kInt4:
-      return run_int4(job);
+      return int4_product(job);
   }
+  return {};
 }
 
 }  // namespace qinfer

@@ -1,7 +1,7 @@
 // Matrix products y = x W + b over weights packed in panels of sixteen outputs.
 #pragma once
 
-#include <cstdint>
+#include "team.h"
 
 namespace qinfer {
 
@@ -18,7 +18,7 @@ void pack_weight(Format format, const void* weight, void* packed, int64_t out, i
 // int4 [panels, in / 64, 16]. x is rounded to 16 bits (int8) or e4m3 of its row's largest
 // magnitude, or to 15 bits of the largest in each 64 inputs (int4). A result's bits depend on its
 // row of x alone: not on `rows`, nor on the number of threads.
-void linear(Format format, const float* x, const void* packed, const float* scale,
+Task linear(Format format, const float* x, const void* packed, const float* scale,
             const float* bias, float* y, int64_t rows, int64_t in, int64_t out);
 
 }  // namespace qinfer

@@ -3,11 +3,6 @@
 #include <vector>
 
 #include "panels.h"
-#include "parallel.h"
-
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#endif
 
 namespace qinfer {
 namespace {
@@ -45,19 +40,6 @@ struct BF16Weights {
     }
   }
 };
-
-// Seven bits up, an e4m3 reads as a float16 that is 2^8 smaller; the mask clears the copy of the
-// sign that the widening left in bit 14.
-inline F32 decode_e4m3(const void* bytes) {
-  const I16 wide = __builtin_convertvector(load<I8>(bytes), I16);
-  const I16 bits = (wide << 7) & (int16_t)0xBF80;
-#if defined(__AVX512F__)
-  return (F32)_mm512_cvtph_ps((__m256i)bits);
-#else  // the same value by way of a float with the exponent 112 too small
-  const U32 all = __builtin_convertvector((U16)bits, U32);
-  return (F32)(((all & 0x8000u) << 16) | ((all & 0x7FFFu) << 13)) * 0x1p112f;
-#endif
-}
 
 struct E4M3Weights {
   static constexpr int kStep = 1, kBytes = 16;
@@ -119,8 +101,8 @@ void run_rows(const Job& job, int64_t p, int64_t end) {
 // Split the panels among the threads; many rows pass over a few panels at a time, which stay in the
 // cache meanwhile.
 template <typename W>
-void run(const Job& job) {
-  share_evenly(divide_up(job.out, kLanes), [&](int64_t first, int64_t end) {
+void run(const Job& job, const Worker& me) {
+  me.share(divide_up(job.out, kLanes), [&](int64_t first, int64_t end) {
     if (job.rows < kManyRows) return run_rows<W>(job, first, end);
     for (int64_t p = first; p < end; p += kGroup) run_rows<W>(job, p, std::min(p + kGroup, end));
   });
@@ -130,17 +112,17 @@ constexpr int64_t kDecodeRows = 32;  // from here on decoding e4m3 weights to fl
 
 // The same with a few panels at a time made float, which the float kernel then adds in the same
 // order.
-void run_decoded(const Job& job) {
-  share_evenly(divide_up(job.out, kLanes), [&](int64_t first, int64_t end) {
-    std::vector<float> scratch(kGroup * job.in * kLanes);
+void run_decoded(const Job& job, const Worker& me) {
+  me.share(divide_up(job.out, kLanes), [&](int64_t first, int64_t end) {
+    std::vector<float> decoded(kGroup * job.in * kLanes);
     Job part = job;
     part.panel = job.in * kLanes * sizeof(float);
     for (int64_t p = first; p < end; p += kGroup) {
       const int64_t stop = std::min(p + kGroup, end);
       const char* from = job.w + p * job.panel;
       for (int64_t i = 0; i < (stop - p) * job.in; ++i)
-        store(&scratch[i * kLanes], decode_e4m3(from + i * kLanes));
-      part.w = reinterpret_cast<const char*>(scratch.data()) - p * part.panel;
+        store(&decoded[i * kLanes], decode_e4m3(from + i * kLanes));
+      part.w = reinterpret_cast<const char*>(decoded.data()) - p * part.panel;
       run_rows<F32Weights>(part, p, stop);
     }
   });
@@ -148,16 +130,20 @@ void run_decoded(const Job& job) {
 
 // ---- e4m3 activations -------------------------------------------------------------------------
 
-constexpr float kE4M3Max = 448.0f;
+constexpr float kDecodedUnit = 256.0f;  // decode_e4m3 gives values 2^8 smaller
 
-// The nearest e4m3 values, ties to even, saturating at 448.
-inline F32 round_e4m3(F32 x) {
-  x = x > kE4M3Max ? splat(kE4M3Max) : x;
-  x = x < -kE4M3Max ? splat(-kE4M3Max) : x;
-  const U32 bits = (U32)x;
-  const F32 normal = (F32)((bits + 0x7FFFFu + ((bits >> 20) & 1u)) & 0xFFF00000u);
-  const F32 subnormal = nearest(x * 512.0f) / 512.0f;
-  return abs(x) < 0.015625f ? subnormal : normal;
+// Round a row to e4m3 values of the unit that is returned.
+float round_row(const float* x, float* to, int64_t in) {
+  const float unit = std::max(largest_magnitude(x, in) / kE4M3Max, 1e-30f);
+  int64_t k = 0;
+  for (; k + kLanes <= in; k += kLanes) store(to + k, round_e4m3(load<F32>(x + k) / unit));
+  if (k < in) {
+    float rest[kLanes] = {};
+    std::copy_n(x + k, in - k, rest);
+    store(rest, round_e4m3(load<F32>(rest) / unit));
+    std::copy_n(rest, in - k, to + k);
+  }
+  return unit;
 }
 
 }  // namespace
@@ -166,40 +152,44 @@ int64_t float_panel_bytes(int64_t in) { return in * kLanes * sizeof(float); }
 int64_t bf16_panel_bytes(int64_t in) { return divide_up(in, 2) * 64; }
 int64_t e4m3_panel_bytes(int64_t in) { return in * kLanes; }
 
-void run_f32(const Job& job) { run<F32Weights>(job); }
-
-void run_e4m3(Job job) {
-  std::vector<float> rounded(job.rows * job.in), scale(job.rows);
-#pragma omp parallel for schedule(static) if (job.rows > 4)
-  for (int64_t r = 0; r < job.rows; ++r) {
-    const float* row = job.x + r * job.in;
-    float* to = rounded.data() + r * job.in;
-    const float unit = std::max(largest_magnitude(row, job.in) / kE4M3Max, 1e-30f);
-    int64_t k = 0;
-    for (; k + kLanes <= job.in; k += kLanes) store(to + k, round_e4m3(load<F32>(row + k) / unit));
-    if (k < job.in) {
-      float rest[kLanes] = {};
-      std::copy_n(row + k, job.in - k, rest);
-      store(rest, round_e4m3(load<F32>(rest) / unit));
-      std::copy_n(rest, job.in - k, to + k);
-    }
-    scale[r] = unit * 256.0f;  // decode_e4m3 gives values 2^8 smaller
-  }
-  job.x = rounded.data();
-  job.row_scale = scale.data();
-  job.rows < kDecodeRows ? run<E4M3Weights>(job) : run_decoded(job);
+Task f32_product(const Job& job) {
+  return [job](const Worker& me) { run<F32Weights>(job, me); };
 }
 
-void run_bf16(Job job) {
-  std::vector<float> padded;
-  if (job.in % 2) {  // pairs of inputs: an odd row gets a zero behind it
-    padded.assign(job.rows * (job.in + 1), 0);
-    for (int64_t r = 0; r < job.rows; ++r)
-      std::copy_n(job.x + r * job.in, job.in, padded.data() + r * (job.in + 1));
-    job.x = padded.data();
-    job.x_stride = job.in + 1;
-  }
-  run<BF16Weights>(job);
+Task e4m3_product(const Job& job) {
+  auto rounded = scratch<float>(job.rows * job.in), unit = scratch<float>(job.rows);
+  return [=](const Worker& me) {
+    me.share(job.rows, [&](int64_t first, int64_t end) {
+      for (int64_t r = first; r < end; ++r) {
+        const int64_t at = r * job.in;
+        unit[r] = round_row(job.x + at, rounded.get() + at, job.in) * kDecodedUnit;
+      }
+    });
+    me.wait();
+    Job product = job;
+    product.x = rounded.get();
+    product.row_scale = unit.get();
+    job.rows < kDecodeRows ? run<E4M3Weights>(product, me) : run_decoded(product, me);
+  };
+}
+
+// Pairs of inputs: with an odd number every row gets a zero behind it.
+Task bf16_product(const Job& job) {
+  if (job.in % 2 == 0) return [job](const Worker& me) { run<BF16Weights>(job, me); };
+  auto padded = scratch<float>(job.rows * (job.in + 1));
+  return [=](const Worker& me) {
+    me.share(job.rows, [&](int64_t first, int64_t end) {
+      for (int64_t r = first; r < end; ++r) {
+        float* to = padded.get() + r * (job.in + 1);
+        *std::copy_n(job.x + r * job.in, job.in, to) = 0;
+      }
+    });
+    me.wait();
+    Job product = job;
+    product.x = padded.get();
+    product.x_stride = job.in + 1;
+    run<BF16Weights>(product, me);
+  };
 }
 
 }  // namespace qinfer

@@ -1,9 +1,7 @@
 // Products over integer weights: x becomes integers too, and the sums are exact.
 #include <cmath>
-#include <vector>
 
 #include "panels.h"
-#include "parallel.h"
 
 #if defined(__AVX512VNNI__)
 #include <immintrin.h>
@@ -18,38 +16,28 @@ constexpr float kPlaneMax = 32639.0f;  // 127 * 256 + 127: the upper plane stays
 
 // x = scale * (256 * (high - 128) + low), both planes unsigned as the instruction wants.
 struct Planes {
-  std::vector<uint8_t> high, low;
-  std::vector<float> scale;
+  std::shared_ptr<uint8_t[]> high, low;
+  std::shared_ptr<float[]> scale;
   int64_t stride;
 };
 
-Planes split_planes(const float* x, int64_t rows, int64_t in) {
-  Planes planes;
-  planes.stride = divide_up(in, 4) * 4;
-  planes.high.assign(rows * planes.stride, 128);
-  planes.low.assign(rows * planes.stride, 0);
-  planes.scale.resize(rows);
-#pragma omp parallel for schedule(static) if (rows > 4)
-  for (int64_t r = 0; r < rows; ++r) {
-    const float* row = x + r * in;
-    const float largest = largest_magnitude(row, in);
-    const float inverse = largest > 0 ? kPlaneMax / largest : 0;
-    uint8_t* high = planes.high.data() + r * planes.stride;
-    uint8_t* low = planes.low.data() + r * planes.stride;
-    int64_t k = 0;
-    for (; k + kLanes <= in; k += kLanes) {
-      const I32 q = __builtin_convertvector(nearest(load<F32>(row + k) * inverse), I32);
-      store(high + k, __builtin_convertvector((q >> 8) + 128, U8));
-      store(low + k, __builtin_convertvector(q & 255, U8));
-    }
-    for (; k < in; ++k) {
-      const int32_t q = static_cast<int32_t>(std::nearbyintf(row[k] * inverse));
-      high[k] = static_cast<uint8_t>((q >> 8) + 128);
-      low[k] = static_cast<uint8_t>(q & 255);
-    }
-    planes.scale[r] = largest / kPlaneMax;
+void split_row(const float* row, int64_t in, const Planes& planes, int64_t r) {
+  const float largest = largest_magnitude(row, in);
+  const float inverse = largest > 0 ? kPlaneMax / largest : 0;
+  uint8_t* high = planes.high.get() + r * planes.stride;
+  uint8_t* low = planes.low.get() + r * planes.stride;
+  int64_t k = 0;
+  for (; k + kLanes <= in; k += kLanes) {
+    const I32 q = __builtin_convertvector(nearest(load<F32>(row + k) * inverse), I32);
+    store(high + k, __builtin_convertvector((q >> 8) + 128, U8));
+    store(low + k, __builtin_convertvector(q & 255, U8));
   }
-  return planes;
+  for (; k < planes.stride; ++k) {
+    const int32_t q = k < in ? static_cast<int32_t>(std::nearbyintf(row[k] * inverse)) : 0;
+    high[k] = static_cast<uint8_t>((q >> 8) + 128);
+    low[k] = static_cast<uint8_t>(q & 255);
+  }
+  planes.scale[r] = largest / kPlaneMax;
 }
 
 inline I32 splat4(const void* p) {
@@ -104,31 +92,24 @@ constexpr float kSmallPlaneMax = 16319.0f;  // 127 * 128 + 63
 // In each group x = scale * (128 * high + low), both planes signed: here the weights, 0 to 15, are
 // unsigned. `sums`: of every group's numbers, to take the weights' offset of 8 off again.
 struct SignedPlanes {
-  std::vector<int8_t> high, low;
-  std::vector<float> scale, sums;
+  std::shared_ptr<int8_t[]> high, low;
+  std::shared_ptr<float[]> scale, sums;
 };
 
-SignedPlanes split_signed(const float* x, int64_t rows, int64_t in) {
-  const int64_t groups = rows * in / kGroupInputs;
-  SignedPlanes planes{std::vector<int8_t>(rows * in), std::vector<int8_t>(rows * in),
-                      std::vector<float>(groups), std::vector<float>(groups)};
-#pragma omp parallel for schedule(static) if (rows > 4)
-  for (int64_t g = 0; g < groups; ++g) {
-    const int64_t first = g * kGroupInputs;
-    const float largest = largest_magnitude(x + first, kGroupInputs);
-    const float inverse = largest > 0 ? kSmallPlaneMax / largest : 0;
-    I32 total = {};
-    for (int64_t k = first; k < first + kGroupInputs; k += kLanes) {
-      const I32 q = __builtin_convertvector(nearest(load<F32>(x + k) * inverse), I32);
-      const I32 low = ((q + 64) & 127) - 64;
-      total += q;
-      store(&planes.low[k], __builtin_convertvector(low, I8));
-      store(&planes.high[k], __builtin_convertvector((q - low) >> 7, I8));
-    }
-    planes.sums[g] = sum(__builtin_convertvector(total, F32));
-    planes.scale[g] = largest / kSmallPlaneMax;
+void split_group(const float* x, const SignedPlanes& planes, int64_t g) {
+  const int64_t first = g * kGroupInputs;
+  const float largest = largest_magnitude(x + first, kGroupInputs);
+  const float inverse = largest > 0 ? kSmallPlaneMax / largest : 0;
+  I32 total = {};
+  for (int64_t k = first; k < first + kGroupInputs; k += kLanes) {
+    const I32 q = __builtin_convertvector(nearest(load<F32>(x + k) * inverse), I32);
+    const I32 low = ((q + 64) & 127) - 64;
+    total += q;
+    store(&planes.low[k], __builtin_convertvector(low, I8));
+    store(&planes.high[k], __builtin_convertvector((q - low) >> 7, I8));
   }
-  return planes;
+  planes.sums[g] = sum(__builtin_convertvector(total, F32));
+  planes.scale[g] = largest / kSmallPlaneMax;
 }
 
 template <int R, int P>
@@ -182,8 +163,8 @@ void panels_of(const Job& job, const X& x, int64_t row, int64_t p, int64_t end) 
 }
 
 template <template <int, int> class Tile, int kMost, typename X>
-void over_tiles(const Job& job, const X& x) {
-  share_evenly(divide_up(job.out, kLanes), [&](int64_t first, int64_t end) {
+void over_tiles(const Job& job, const X& x, const Worker& me) {
+  me.share(divide_up(job.out, kLanes), [&](int64_t first, int64_t end) {
     const int64_t group = job.rows < kManyRows ? std::max<int64_t>(end - first, 1) : kGroup;
     for (int64_t p = first; p < end; p += group) {
       const int64_t stop = std::min(p + group, end);
@@ -214,15 +195,31 @@ struct Int4Tile {
 int64_t int8_panel_bytes(int64_t in) { return (divide_up(in, 4) + 1) * 64; }
 int64_t int4_panel_bytes(int64_t in) { return in / 2 * kLanes; }
 
-void run_int8(Job job) {
-  const Planes x = split_planes(job.x, job.rows, job.in);
-  job.row_scale = x.scale.data();
-  over_tiles<Int8Tile, 6>(job, x);
+Task int8_product(const Job& job) {
+  const int64_t stride = divide_up(job.in, 4) * 4, size = job.rows * stride;
+  const Planes x{scratch<uint8_t>(size), scratch<uint8_t>(size), scratch<float>(job.rows), stride};
+  Job product = job;
+  product.row_scale = x.scale.get();
+  return [=](const Worker& me) {
+    me.share(job.rows, [&](int64_t first, int64_t end) {
+      for (int64_t r = first; r < end; ++r) split_row(job.x + r * job.in, job.in, x, r);
+    });
+    me.wait();
+    over_tiles<Int8Tile, 6>(product, x, me);
+  };
 }
 
-void run_int4(const Job& job) {
-  const SignedPlanes x = split_signed(job.x, job.rows, job.in);
-  over_tiles<Int4Tile, 4>(job, x);
+Task int4_product(const Job& job) {
+  const int64_t size = job.rows * job.in, groups = size / kGroupInputs;
+  const SignedPlanes x{scratch<int8_t>(size), scratch<int8_t>(size), scratch<float>(groups),
+                       scratch<float>(groups)};
+  return [=](const Worker& me) {
+    me.share(groups, [&](int64_t first, int64_t end) {
+      for (int64_t g = first; g < end; ++g) split_group(job.x, x, g);
+    });
+    me.wait();
+    over_tiles<Int4Tile, 4>(job, x, me);
+  };
 }
 
 // The sum of each output's weights follows its panel: the planes' offset is taken off with it.

@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "simd.h"
+#include "team.h"
 
 namespace qinfer {
 
@@ -73,10 +74,10 @@ int64_t int4_panel_bytes(int64_t in);
 int64_t e4m3_panel_bytes(int64_t in);
 void pack_int8(const int8_t* weight, char* packed, int64_t out, int64_t in);
 void pack_int4(const int8_t* weight, char* packed, int64_t out, int64_t in);
-void run_f32(const Job& job);
-void run_bf16(Job job);
-void run_e4m3(Job job);
-void run_int8(Job job);
-void run_int4(const Job& job);
+Task f32_product(const Job& job);
+Task bf16_product(const Job& job);
+Task e4m3_product(const Job& job);
+Task int8_product(const Job& job);
+Task int4_product(const Job& job);
 
 }  // namespace qinfer

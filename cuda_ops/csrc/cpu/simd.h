@@ -5,6 +5,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 namespace qinfer {
 
 constexpr int kLanes = 16;
@@ -31,6 +35,14 @@ inline void store(void* p, V v) {
 
 inline F32 splat(float x) { return F32{} + x; }
 
+// The float whose upper half these bits are, and back: to the nearest, ties to even.
+inline F32 from_bf16(U16 bits) { return (F32)(__builtin_convertvector(bits, U32) << 16); }
+
+inline U16 to_bf16(F32 x) {
+  const U32 bits = (U32)x;
+  return __builtin_convertvector((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16, U16);
+}
+
 // Sums and maxima over the lanes, always in the same order.
 inline float sum(F32 v) {
   float lanes[kLanes];
@@ -41,6 +53,8 @@ inline float sum(F32 v) {
 }
 
 inline F32 max(F32 a, F32 b) { return a > b ? a : b; }
+
+inline F32 min(F32 a, F32 b) { return a < b ? a : b; }
 
 inline float max(F32 v) {
   float lanes[kLanes];
@@ -65,6 +79,39 @@ inline float largest_magnitude(const float* x, int64_t count) {
 
 // To the nearest integer, ties to even; exact for magnitudes below 2^22.
 inline F32 nearest(F32 x) { return (x + 12582912.0f) - 12582912.0f; }
+
+// Seven bits up, an e4m3 reads as a float16 that is 2^8 smaller; the mask clears the copy of the
+// sign that the widening left in bit 14. The result is those smaller values.
+inline F32 decode_e4m3(const void* bytes) {
+  const I16 wide = __builtin_convertvector(load<I8>(bytes), I16);
+  const I16 bits = (wide << 7) & (int16_t)0xBF80;
+#if defined(__AVX512F__)
+  return (F32)_mm512_cvtph_ps((__m256i)bits);
+#else  // the same value by way of a float with the exponent 112 too small
+  const U32 all = __builtin_convertvector((U16)bits, U32);
+  return (F32)(((all & 0x8000u) << 16) | ((all & 0x7FFFu) << 13)) * 0x1p112f;
+#endif
+}
+
+constexpr float kE4M3Max = 448.0f;
+
+// The nearest e4m3 values, ties to even, saturating at 448: as floats.
+inline F32 round_e4m3(F32 x) {
+  x = x > kE4M3Max ? splat(kE4M3Max) : x;
+  x = x < -kE4M3Max ? splat(-kE4M3Max) : x;
+  const U32 bits = (U32)x;
+  const F32 normal = (F32)((bits + 0x7FFFFu + ((bits >> 20) & 1u)) & 0xFFF00000u);
+  const F32 subnormal = nearest(x * 512.0f) / 512.0f;
+  return abs(x) < 0.015625f ? subnormal : normal;
+}
+
+// Their bits.
+inline U8 encode_e4m3(F32 x) {
+  const U32 bits = (U32)round_e4m3(x), sign = bits >> 24 & 0x80u;
+  const U32 normal = ((bits & 0x7FFFFFFFu) >> 20) - (120 << 3);
+  const U32 subnormal = (U32) __builtin_convertvector(nearest(abs(x) * 512.0f), I32);
+  return __builtin_convertvector(sign | (abs(x) < 0.015625f ? subnormal : normal), U8);
+}
 
 // e^x to two units in the last place for x <= 88; below -87 it gives e^-87 (about 1e-38).
 // Cephes' reduction: x = n ln 2 + r, |r| <= ln 2 / 2, and a polynomial of degree 6 in r.

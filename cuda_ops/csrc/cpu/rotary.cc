@@ -1,0 +1,94 @@
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "attention.h"
+
+namespace qinfer {
+namespace {
+
+// Write `dim` numbers, one every `stride`, each divided by the scale that is returned. With a
+// given scale that one.
+template <typename Holds>
+float write_row(const float* from, typename Holds::Item* to, int64_t stride, int64_t dim,
+                float given) {
+  float scale = 1;
+  if constexpr (Holds::kMost > 0)
+    scale = given > 0 ? given : std::max(largest_magnitude(from, dim) / Holds::kMost, 1e-30f);
+  for (int64_t d = 0; d < dim; d += kLanes) {
+    F32 v = load<F32>(from + d);
+    if constexpr (Holds::kMost > 0) v /= scale;
+    if (stride == 1) {
+      Holds::write(to + d, v);
+      continue;
+    }
+    typename Holds::Item items[kLanes];
+    Holds::write(items, v);
+    for (int i = 0; i < kLanes; ++i) to[(d + i) * stride] = items[i];
+  }
+  return scale;
+}
+
+void rotate(const float* from, const float* table, float* to, int64_t dim) {
+  const int64_t half = dim / 2;
+  const float *cos = table, *sin = table + dim;
+  for (int64_t d = 0; d < half; ++d) {
+    to[d] = from[d] * cos[d] + from[d + half] * sin[d];
+    to[d + half] = from[d + half] * cos[d + half] + from[d] * sin[d + half];
+  }
+}
+
+template <typename Holds>
+void write_head(const float* row, const Cache& cache, bool is_key, int64_t slot, int64_t head) {
+  using Item = typename Holds::Item;
+  float* scales = is_key ? cache.key_scales : cache.value_scales;
+  const int64_t at = Holds::kMost > 0 ? cache.scale_at(slot, head) : 0;
+  const float given = Holds::kMost > 0 && cache.is_static ? scales[at] : 0;
+  const int64_t lane = slot % kLanes;
+  float scale;
+  if (is_key) {
+    Item* to = static_cast<Item*>(cache.keys) + cache.group(slot - lane, head) * cache.dim + lane;
+    scale = write_row<Holds>(row, to, kLanes, cache.dim, given);
+  } else {
+    Item* to = static_cast<Item*>(cache.values) + (slot * cache.kv_heads + head) * cache.dim;
+    scale = write_row<Holds>(row, to, 1, cache.dim, given);
+  }
+  if (Holds::kMost > 0 && !cache.is_static) scales[at] = scale;
+}
+
+template <typename Holds>
+void rotate_token(const Rotary& r, const Cache& cache, int64_t t, int64_t first, int64_t end) {
+  static thread_local std::vector<float> turned;
+  turned.resize(cache.dim);
+  const int64_t dim = cache.dim, all = r.heads + 2 * cache.kv_heads;
+  const float* table = r.table + r.positions[t] * 2 * dim;
+  for (int64_t h = first; h < end; ++h) {
+    const float* from = r.qkv + (t * all + h) * dim;
+    const int64_t kv_head = (h - r.heads) % cache.kv_heads;
+    if (h < r.heads) {
+      rotate(from, table, r.queries + (t * r.heads + h) * dim, dim);
+    } else if (h < r.heads + cache.kv_heads) {
+      rotate(from, table, turned.data(), dim);
+      write_head<Holds>(turned.data(), cache, true, r.slots[t], kv_head);
+    } else {
+      write_head<Holds>(from, cache, false, r.slots[t], kv_head);
+    }
+  }
+}
+
+}  // namespace
+
+Task rotary_kv_write(const Rotary& rotary, const Cache& cache) {
+  return [=](const Worker& me) {
+    const int64_t heads = rotary.heads + 2 * cache.kv_heads;
+    with_type(cache.type, [&](auto holds) {
+      me.share(rotary.tokens * heads, [&](int64_t first, int64_t end) {
+        for (int64_t t = first / heads; t * heads < end; ++t)
+          rotate_token<decltype(holds)>(rotary, cache, t, std::max<int64_t>(first - t * heads, 0),
+                                        std::min(end - t * heads, heads));
+      });
+    });
+  };
+}
+
+}  // namespace qinfer

@@ -1,0 +1,76 @@
+// Threads that run operators together.
+//
+// An operator is a Task: every thread of a team calls it, does its share, and may wait for the
+// others in between. Alone a task gets a parallel region of its own; a recorded step (record.h)
+// runs all of its tasks in a single one, with a wait of a fraction of a microsecond between them.
+//
+// Of OpenMP only "parallel" and static loops are used. Their threads come from the OpenMP library
+// Paddle ships (so that both use the same ones), through the entry points it offers to code that
+// GCC compiled; its dynamic loops, reached that way, return before the work is done.
+#pragma once
+
+#include <omp.h>
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <thread>
+
+namespace qinfer {
+
+// Where the threads of a team wait until all have come.
+class Barrier {
+ public:
+  void wait(int64_t threads) {
+    const uint32_t phase = phase_.load(std::memory_order_relaxed);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads) {
+      arrived_.store(0, std::memory_order_relaxed);
+      phase_.store(phase + 1, std::memory_order_release);
+      return;
+    }
+    // Spinning is what makes it fast; on a machine that is busy with other things the thread that
+    // is waited for may need this processor.
+    for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; ++spins)
+      if (spins > 4000) std::this_thread::yield();
+  }
+
+ private:
+  alignas(64) std::atomic<int64_t> arrived_{0};
+  alignas(64) std::atomic<uint32_t> phase_{0};
+};
+
+// One thread of a team, as a task sees it.
+struct Worker {
+  int64_t index, count;
+  Barrier* barrier;
+
+  void wait() const {
+    if (count > 1) barrier->wait(count);
+  }
+
+  // work(first, end): this thread's even share of 0 to n.
+  template <typename Work>
+  void share(int64_t n, const Work& work) const {
+    const int64_t first = n * index / count, end = n * (index + 1) / count;
+    if (first < end) work(first, end);
+  }
+};
+
+using Task = std::function<void(const Worker&)>;
+
+// Call work(worker) on every thread.
+template <typename Work>
+void run_together(const Work& work) {
+  Barrier barrier;
+#pragma omp parallel
+  work(Worker{omp_get_thread_num(), omp_get_num_threads(), &barrier});
+}
+
+// Memory for what a task computes on the way, not cleared. It lives as long as the task.
+template <typename T>
+std::shared_ptr<T[]> scratch(int64_t count) {
+  return std::shared_ptr<T[]>(new T[count]);
+}
+
+}  // namespace qinfer

@@ -1,0 +1,112 @@
+"""Decoding steps of a size that comes again: recorded once, then replayed in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+from paddle import Tensor
+
+from qinfer.core.device import place
+from qinfer.core.types import StepInput
+from qinfer.cuda_ops.record import Recorder, Recording
+
+MOST = 8
+"""Recordings kept: of the batch sizes that came last."""
+
+
+@dataclass
+class _Recorded:
+    """A recording, and the buffers it reads: numpy arrays that share memory with its tensors."""
+
+    buffers: StepInput
+    recording: Recording[Tensor]
+    is_trusted: bool = False
+
+
+class RecordedSteps:
+    """Computes logits, through a recording where every sequence brings one token.
+
+    The second step of a size is recorded and the third replayed, and also computed in the ordinary
+    way: unless both give the same bits, recordings are given up, as a model that calls something
+    beside operators would be replayed without it.
+    """
+
+    def __init__(
+        self,
+        model: Callable[[StepInput], Tensor],
+        recorder: Recorder,
+        *,
+        table_width: int,
+        give_up: Callable[[str], None],
+    ) -> None:
+        """``table_width``: the most blocks a sequence can have. ``give_up``: told why, once."""
+        self.model, self.recorder, self.table_width = model, recorder, table_width
+        self.give_up: Callable[[str], None] | None = give_up
+        self.by_size: dict[int, _Recorded] = {}
+        self.last_size = 0
+
+    def __call__(self, batch: StepInput) -> Tensor:
+        """Logits [R, vocab_size] float32, overwritten by the next call; numpy arrays in."""
+        size = len(batch.token_ids)
+        is_decode = size == len(batch.seq_lens) == len(batch.logit_rows)
+        again, self.last_size = size == self.last_size, size if is_decode else 0
+        if not is_decode or self.give_up is None:
+            return self.model(on_device(batch))
+        recorded = self.by_size.pop(size, None)
+        if recorded is None:
+            return self._record(batch) if again else self.model(on_device(batch))
+        self.by_size[size] = recorded
+        _copy(batch, recorded.buffers)
+        logits = recorded.recording.replay()
+        return logits if recorded.is_trusted else self._check(batch, recorded, logits)
+
+    def _record(self, batch: StepInput) -> Tensor:
+        size = len(batch.token_ids)
+        tables = np.zeros((size, self.table_width), np.int32)
+        arrays = {name: value.copy() for name, value in _arrays(batch).items()}
+        buffers = replace(batch, **{**arrays, "block_tables": tables})
+        _copy(batch, buffers)
+        inputs = _map(buffers, place)
+        recording = Recording(self.recorder, lambda: self.model(inputs))
+        while len(self.by_size) >= MOST:
+            del self.by_size[next(iter(self.by_size))]
+        self.by_size[size] = _Recorded(buffers, recording)
+        return recording.result
+
+    def _check(self, batch: StepInput, recorded: _Recorded, logits: Tensor) -> Tensor:
+        replayed = logits.numpy().view(np.int32)
+        expected = self.model(on_device(batch))
+        recorded.is_trusted = np.array_equal(replayed, expected.numpy().view(np.int32))
+        if not recorded.is_trusted and self.give_up is not None:
+            self.by_size.clear()
+            self.give_up(
+                "Steps are not replayed: the model computes with something beside the table's "
+                "operators, which a recording does not hold"
+            )
+            self.give_up = None
+        return expected
+
+
+def on_device(inputs: StepInput) -> StepInput:
+    """The same step with its numpy arrays as tensors."""
+    return _map(inputs, place)
+
+
+def _map(batch: StepInput, convert: Callable[[Any], Any]) -> StepInput:
+    return replace(batch, **{name: convert(value) for name, value in _arrays(batch).items()})
+
+
+def _arrays(batch: StepInput) -> dict[str, Any]:
+    return {field.name: getattr(batch, field.name) for field in fields(batch)}
+
+
+def _copy(batch: StepInput, buffers: StepInput) -> None:
+    """Into the buffers; of the block tables the columns that are used."""
+    for name, value in _arrays(batch).items():
+        buffer = getattr(buffers, name)
+        if name == "block_tables":
+            buffer = buffer[:, : value.shape[1]]
+        np.copyto(buffer, value)
