@@ -84,18 +84,19 @@ def token_logprobs(logits: Tensor, chosen: Tensor, count: int) -> tuple[Tensor, 
 
 
 def choose_tokens(
-    logits: Tensor, params: SamplingInput
+    logits: Tensor, best: Tensor, params: SamplingInput
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None]:
     """One token for each row of logits [R, V]: edits, then greedy or sampled.
 
-    ``params`` holds numpy arrays. Greedy rows (temperature 0) take a true argmax. Returns the
-    tokens and the log-probabilities of the unedited logits where asked for.
+    ``best`` [R] is their argmax; ``params`` holds numpy arrays. Greedy rows (temperature 0) take a
+    true argmax. Returns the tokens and, where asked for, the log-probabilities of the unedited
+    logits.
     """
-    edited = logits
+    edited, chosen = logits, best
     if params.edit_rows.shape[0]:
         edits = (params.edit_rows, params.edit_tokens, params.edit_scale, params.edit_bias)
         edited = edit_logits(logits, *map(paddle.to_tensor, edits))
-    chosen = argmax(edited)
+        chosen = argmax(edited)
     greedy = params.temperature == 0
     if not greedy.all():
         temperature = np.where(greedy, np.float32(1), params.temperature)

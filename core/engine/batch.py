@@ -12,27 +12,27 @@ from qinfer.core.types import StepInput
 
 def step_input(chunks: Sequence[Chunk], block_size: int) -> StepInput:
     """The model's input for these chunks; logits are wanted where a chunk ends its sequence."""
-    lengths = np.array([chunk.length for chunk in chunks], np.int64)
-    starts = np.array([chunk.start for chunk in chunks], np.int64)
-    query_starts = np.concatenate([[0], np.cumsum(lengths)])
-    positions = np.concatenate([np.arange(c.start, c.start + c.length) for c in chunks])
-    width = max(len(chunk.sequence.blocks) for chunk in chunks)
-    tables = np.zeros((len(chunks), width), np.int64)
+    tokens: list[int] = []
+    positions: list[int] = []
+    slots: list[int] = []
+    query_starts, logit_rows = [0], []
+    tables = np.zeros((len(chunks), max(len(c.sequence.blocks) for c in chunks)), np.int32)
     for row, chunk in enumerate(chunks):
-        tables[row, : len(chunk.sequence.blocks)] = chunk.sequence.blocks
-    blocks = tables[np.repeat(np.arange(len(chunks)), lengths), positions // block_size]
-    tokens = [
-        token
-        for chunk in chunks
-        for token in chunk.sequence.tokens(chunk.start, chunk.start + chunk.length)
-    ]
-    last = [row for row, chunk in enumerate(chunks) if chunk.is_last]
+        blocks, end = chunk.sequence.blocks, chunk.start + chunk.length
+        tables[row, : len(blocks)] = blocks
+        tokens += chunk.sequence.tokens(chunk.start, end)
+        for position in range(chunk.start, end):
+            positions.append(position)
+            slots.append(blocks[position // block_size] * block_size + position % block_size)
+        query_starts.append(len(tokens))
+        if chunk.is_last:
+            logit_rows.append(len(tokens) - 1)
     return StepInput(
         token_ids=np.array(tokens, np.int64),
-        positions=positions.astype(np.int64),
-        query_starts=query_starts.astype(np.int32),
-        seq_lens=(starts + lengths).astype(np.int32),
-        slot_mapping=blocks * block_size + positions % block_size,
-        block_tables=tables.astype(np.int32),
-        logit_rows=(query_starts[1:] - 1)[last].astype(np.int64),
+        positions=np.array(positions, np.int64),
+        query_starts=np.array(query_starts, np.int32),
+        seq_lens=np.array([chunk.start + chunk.length for chunk in chunks], np.int32),
+        slot_mapping=np.array(slots, np.int64),
+        block_tables=tables,
+        logit_rows=np.array(logit_rows, np.int64),
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from collections.abc import Sequence as Rows
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +19,8 @@ GREEDY_BELOW = 1e-5
 def sampling_input(sequences: Rows[Sequence]) -> SamplingInput:
     """One row for each sequence whose next token is to be chosen."""
     params = [sequence.params for sequence in sequences]
-    edits = [_edits(row, sequence) for row, sequence in enumerate(sequences)]
-    rows, tokens, scale, bias = (
-        np.concatenate([edit[part] for edit in edits]) if edits else np.zeros(0)
-        for part in range(4)
-    )
+    edits = [edit for row, sequence in enumerate(sequences) for edit in _edits(row, sequence)]
+    rows, tokens, scale, bias = zip(*edits, strict=True) if edits else ((), (), (), ())
     wanted = [p.logprobs for p in params if p.logprobs is not None]
     return SamplingInput(
         temperature=_floats(
@@ -34,10 +30,10 @@ def sampling_input(sequences: Rows[Sequence]) -> SamplingInput:
         top_p=_floats(1.0 if p.top_p is None else p.top_p for p in params),
         min_p=_floats(p.min_p or 0.0 for p in params),
         uniform=_floats(uniform(s.seed, len(s.output)) for s in sequences),
-        edit_rows=rows.astype(np.int64),
-        edit_tokens=tokens.astype(np.int64),
-        edit_scale=scale.astype(np.float32),
-        edit_bias=bias.astype(np.float32),
+        edit_rows=np.array(rows, np.int64),
+        edit_tokens=np.array(tokens, np.int64),
+        edit_scale=np.array(scale, np.float32),
+        edit_bias=np.array(bias, np.float32),
         num_logprobs=max(wanted, default=-1),
     )
 
@@ -55,7 +51,7 @@ def _floats(values: Iterable[float | None]) -> NDArray[np.float32]:
     return np.array([value or 0.0 for value in values], np.float32)
 
 
-def _edits(row: int, sequence: Sequence) -> tuple[NDArray[Any], ...]:
+def _edits(row: int, sequence: Sequence) -> list[tuple[int, int, float, float]]:
     """(row, token, scale, bias) for every token this sequence's penalties or biases touch."""
     params, output = sequence.params, sequence.output
     scale: dict[int, float] = {}
@@ -72,9 +68,4 @@ def _edits(row: int, sequence: Sequence) -> tuple[NDArray[Any], ...]:
         ends = {*params.stop_token_ids, *sequence.eos_token_ids}
         bias.update(dict.fromkeys(ends, -np.inf))
     touched = sorted(scale.keys() | bias.keys())
-    return (
-        np.full(len(touched), row),
-        np.array(touched, np.int64),
-        np.array([scale.get(token, 1.0) for token in touched]),
-        np.array([bias.get(token, 0.0) for token in touched]),
-    )
+    return [(row, token, scale.get(token, 1.0), bias.get(token, 0.0)) for token in touched]

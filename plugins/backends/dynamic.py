@@ -7,7 +7,6 @@ import platform
 from collections.abc import Callable
 
 import paddle
-from paddle import Tensor
 
 from qinfer.core.progress import TerminalProgress
 from qinfer.core.protocols import Model
@@ -26,7 +25,7 @@ from qinfer.cuda_ops import ops
 from qinfer.cuda_ops.build import build, plan_build
 from qinfer.cuda_ops.native import use_native
 from qinfer.cuda_ops.record import recorder as operator_recorder
-from qinfer.plugins.backends.recorded import RecordedSteps, on_device
+from qinfer.plugins.backends.recorded import Logits, RecordedSteps, on_device
 
 
 class Dynamic(BackendPlugin):
@@ -84,10 +83,11 @@ class DynamicRunner:
             (paddle.empty(shape, cache.dtype), paddle.empty(shape, cache.dtype))
             for _ in range(cache.num_layers)
         ]
-        self.logits: Callable[[StepInput], Tensor] | None
+        self.logits: Callable[[StepInput], Logits] | None
 
-        def compute(batch: StepInput) -> Tensor:
-            return model(batch, layers)
+        def compute(batch: StepInput) -> Logits:
+            logits = model(batch, layers)
+            return logits, ops.argmax(logits)
 
         if (recorder := operator_recorder()) is None:
             self.logits = lambda batch: compute(on_device(batch))
@@ -100,7 +100,7 @@ class DynamicRunner:
         if self.logits is None:
             raise RuntimeError("the runner has been closed")
         with paddle.no_grad():
-            tokens, logprobs = ops.choose_tokens(self.logits(batch), sampling)
+            tokens, logprobs = ops.choose_tokens(*self.logits(batch), sampling)
         if logprobs is None:
             return StepOutput(token_ids=tokens.numpy())
         chosen, top, ids = (part.numpy() for part in logprobs)

@@ -13,6 +13,9 @@ from qinfer.core.device import place
 from qinfer.core.types import StepInput
 from qinfer.cuda_ops.record import Recorder, Recording
 
+Logits = tuple[Tensor, Tensor]
+"""Logits [R, vocab_size] float32 and each row's greedy token [R] int64."""
+
 MOST = 8
 """Recordings kept: of the batch sizes that came last."""
 
@@ -22,7 +25,7 @@ class _Recorded:
     """A recording, and the buffers it reads: numpy arrays that share memory with its tensors."""
 
     buffers: StepInput
-    recording: Recording[Tensor]
+    recording: Recording[Logits]
     is_trusted: bool = False
 
 
@@ -36,7 +39,7 @@ class RecordedSteps:
 
     def __init__(
         self,
-        model: Callable[[StepInput], Tensor],
+        model: Callable[[StepInput], Logits],
         recorder: Recorder,
         *,
         table_width: int,
@@ -48,8 +51,8 @@ class RecordedSteps:
         self.by_size: dict[int, _Recorded] = {}
         self.last_size = 0
 
-    def __call__(self, batch: StepInput) -> Tensor:
-        """Logits [R, vocab_size] float32, overwritten by the next call; numpy arrays in."""
+    def __call__(self, batch: StepInput) -> Logits:
+        """Numpy arrays in; what comes back is overwritten by the next call."""
         size = len(batch.token_ids)
         is_decode = size == len(batch.seq_lens) == len(batch.logit_rows)
         again, self.last_size = size == self.last_size, size if is_decode else 0
@@ -60,10 +63,10 @@ class RecordedSteps:
             return self._record(batch) if again else self.model(on_device(batch))
         self.by_size[size] = recorded
         _copy(batch, recorded.buffers)
-        logits = recorded.recording.replay()
-        return logits if recorded.is_trusted else self._check(batch, recorded, logits)
+        result = recorded.recording.replay()
+        return result if recorded.is_trusted else self._check(batch, recorded, result)
 
-    def _record(self, batch: StepInput) -> Tensor:
+    def _record(self, batch: StepInput) -> Logits:
         size = len(batch.token_ids)
         tables = np.zeros((size, self.table_width), np.int32)
         arrays = {name: value.copy() for name, value in _arrays(batch).items()}
@@ -76,10 +79,12 @@ class RecordedSteps:
         self.by_size[size] = _Recorded(buffers, recording)
         return recording.result
 
-    def _check(self, batch: StepInput, recorded: _Recorded, logits: Tensor) -> Tensor:
-        replayed = logits.numpy().view(np.int32)
+    def _check(self, batch: StepInput, recorded: _Recorded, replayed: Logits) -> Logits:
         expected = self.model(on_device(batch))
-        recorded.is_trusted = np.array_equal(replayed, expected.numpy().view(np.int32))
+        recorded.is_trusted = all(
+            np.array_equal(one.numpy().view(np.int32), other.numpy().view(np.int32))
+            for one, other in zip(replayed, expected, strict=True)
+        )
         if not recorded.is_trusted and self.give_up is not None:
             self.by_size.clear()
             self.give_up(

@@ -19,25 +19,21 @@
 
 namespace qinfer {
 
-// Where the threads of a team wait until all have come.
+// Where the threads of a team wait until all have come. It counts arrivals and never starts again,
+// so nobody has to clear it while others still look.
 class Barrier {
  public:
   void wait(int64_t threads) {
-    const uint32_t phase = phase_.load(std::memory_order_relaxed);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads) {
-      arrived_.store(0, std::memory_order_relaxed);
-      phase_.store(phase + 1, std::memory_order_release);
-      return;
-    }
+    const int64_t mine = arrivals_.fetch_add(1, std::memory_order_acq_rel);
+    const int64_t all = (mine / threads + 1) * threads;
     // Spinning is what makes it fast; on a machine that is busy with other things the thread that
     // is waited for may need this processor.
-    for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; ++spins)
+    for (int spins = 0; arrivals_.load(std::memory_order_acquire) < all; ++spins)
       if (spins > 4000) std::this_thread::yield();
   }
 
  private:
-  alignas(64) std::atomic<int64_t> arrived_{0};
-  alignas(64) std::atomic<uint32_t> phase_{0};
+  alignas(64) std::atomic<int64_t> arrivals_{0};
 };
 
 // One thread of a team, as a task sees it.
