@@ -167,13 +167,18 @@ def open_engine(run: RunConfig, selected: Selected, progress: Progress) -> Opene
 
 
 def cache_layout(loaded: LoadedModel) -> CacheSpec:
-    """The KV cache's format: the quant scheme's choice, else the compute dtype."""
-    chosen = loaded.hooks.cache_spec(loaded.config, loaded.plan)
+    """The KV cache's format: the quant scheme's choice, else the model's own precision.
+
+    A float16 model's is the compute dtype, which can hold it.
+    """
+    config = loaded.config
+    own = config.dtype if config.dtype == "bfloat16" else config.compute_dtype
+    chosen = loaded.hooks.cache_spec(config, loaded.plan)
     return chosen or CacheSpec(
-        num_layers=loaded.config.num_layers,
-        num_kv_heads=loaded.config.num_kv_heads,
-        head_dim=loaded.config.head_dim,
-        dtype=loaded.plan.kv_cache or loaded.config.compute_dtype,
+        num_layers=config.num_layers,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        dtype=loaded.plan.kv_cache or own,
         block_size=loaded.run.block_size,
     )
 

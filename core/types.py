@@ -154,7 +154,7 @@ class QuantPlan:
     """A scheme's decision for one model: linear name -> scheme, and why others are left out.
 
     A linear in ``skipped`` (name -> reason) keeps the model's own precision; its entry in
-    ``by_layer`` says which that is. ``kv_cache`` is a dtype, or "" for the compute dtype.
+    ``by_layer`` says which that is. ``kv_cache`` is a dtype, or "" for the model's own precision.
     """
 
     by_layer: Mapping[str, Scheme]

@@ -40,9 +40,12 @@ def rotary_kv_write(
 
 
 def _write(cache: Tensor, slots: Tensor, rows: Tensor) -> None:
-    """Overwrite rows of the cache seen as [slots, Hkv * D]; the view shares its memory."""
-    flat = cache.view([cache.shape[0] * cache.shape[1], -1])
-    paddle.scatter_(flat, slots, rows.astype(cache.dtype), overwrite=True)
+    """Overwrite rows of the cache seen as [slots, Hkv * D]; the view shares its memory.
+
+    As 32-bit words: Paddle's scatter knows no smaller numbers on a CPU.
+    """
+    flat = cache.view([cache.shape[0] * cache.shape[1], -1]).view("int32")
+    paddle.scatter_(flat, slots, rows.astype(cache.dtype).view("int32"), overwrite=True)
 
 
 @operator

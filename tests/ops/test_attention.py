@@ -1,3 +1,4 @@
+import ml_dtypes
 import numpy as np
 import paddle
 import pytest
@@ -11,18 +12,24 @@ STALE = np.float32(np.nan)
 """What unwritten slots hold: reading one would show in every output."""
 
 
-def paged(rng, lengths, kv_heads, dim):
-    """Keys and values of each sequence written into a cache in random block order."""
+def paged(rng, lengths, kv_heads, dim, dtype="float32"):
+    """Numbers that ``dtype`` can hold, written into a cache of it in random block order."""
+    held = np.dtype(getattr(ml_dtypes, dtype, dtype))
     blocks = [-(-length // BLOCK) for length in lengths]
     order = rng.permutation(sum(blocks) + 3)
     tables = np.full((len(lengths), max(blocks)), sum(blocks) + 2, np.int32)
-    caches = [paddle.full([sum(blocks) + 3, BLOCK, kv_heads, dim], STALE) for _ in range(2)]
+    caches = [
+        paddle.full([sum(blocks) + 3, BLOCK, kv_heads, dim], STALE).astype(dtype) for _ in range(2)
+    ]
     still = np.repeat([[1.0, 0.0]], dim, axis=1)  # cosines 1 and sines 0: no rotation
     contents, used = [], 0
     for row, length in enumerate(lengths):
         tables[row, : blocks[row]] = order[used : used + blocks[row]]
         used += blocks[row]
-        pair = [rng.normal(size=(length, kv_heads, dim)).astype(np.float32) for _ in range(2)]
+        pair = [
+            rng.normal(size=(length, kv_heads, dim)).astype(held).astype(np.float32)
+            for _ in range(2)
+        ]
         at = np.arange(length)
         slots = tables[row, at // BLOCK].astype(np.int64) * BLOCK + at % BLOCK
         query = np.zeros((length, kv_heads * dim), np.float32)
@@ -51,8 +58,9 @@ def paged(rng, lengths, kv_heads, dim):
     ],
     ids=["first", "decode", "short", "prefill", "chunk", "ragged"],
 )
-def test_paged_attention(heads, kv_heads, dim, counts, lengths, rng):
-    caches, tables, contents = paged(rng, lengths, kv_heads, dim)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_paged_attention(heads, kv_heads, dim, counts, lengths, dtype, rng):
+    caches, tables, contents = paged(rng, lengths, kv_heads, dim, dtype)
     queries = rng.normal(size=(sum(counts), heads, dim)).astype(np.float32)
     starts = np.cumsum([0, *counts]).astype(np.int32)
     got = ops.paged_attention(
@@ -97,6 +105,22 @@ def test_rotary_kv_write(heads, kv_heads, dim, theta, rng, version):
     untouched = np.setdiff1d(np.arange(3 * BLOCK), slots)
     assert (keys[untouched] == 9).all()
     assert (values[untouched] == 9).all()
+
+
+def test_a_bfloat16_cache_rounds_to_nearest_even(rng):
+    """What is written, read back by attention to a single key."""
+    values = rng.normal(size=(1, 2, 32)).astype(np.float32)
+    values[0, 0, :4] = [1 + 2**-8, 1 + 3 * 2**-8, -(1 + 2**-8), 1e30]  # two ties, then a large one
+    caches = [paddle.zeros([1, BLOCK, 2, 32], "bfloat16") for _ in range(2)]
+    zeros = np.zeros((1, 2 * 2 * 32), np.float32)
+    qkv = np.concatenate([zeros, values.reshape(1, -1)], axis=1)
+    still = np.repeat([[1.0, 0.0]], 32, axis=1).astype(np.float32)
+    at, one = paddle.zeros([1], "int64"), paddle.ones([1], "int32")
+    queries = ops.rotary_kv_write(*map(paddle.to_tensor, (qkv, still)), at, *caches, at)
+    starts = paddle.to_tensor(np.array([0, 1], np.int32))
+    got = ops.paged_attention(queries, *caches, starts, one, one.reshape([1, 1]) - 1, 1.0)
+    expected = values.astype(ml_dtypes.bfloat16).astype(np.float32)
+    np.testing.assert_array_equal(got.numpy(), expected.reshape(1, -1))
 
 
 def test_repeated_attention_gives_the_same_bits(rng):
