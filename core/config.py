@@ -2,36 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from qinfer.core.checkpoint.config_check import LIMITS, ConfigChecker, show
+from qinfer.core.checkpoint.config_keys import refuse_other, refuse_quantised, refuse_unknown
+from qinfer.core.checkpoint.config_layers import read_windows, with_experts
+from qinfer.core.checkpoint.config_rotary import read_rotary
 from qinfer.core.checkpoint.json_file import read_json
 from qinfer.core.errors import BadCheckpoint
-from qinfer.core.types import ModelConfig
+from qinfer.core.types import ModelConfig, RotaryScaling
 
-__all__ = ["decoder_config", "generation_config", "read_json", "with_generation"]
+__all__ = [
+    "ConfigChecker",
+    "decoder_config",
+    "generation_config",
+    "read_json",
+    "with_experts",
+    "with_generation",
+]
 
-OPTIONAL = ("head_dim", "num_key_value_heads")
+SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+    "vocab_size",
+)
+
+Extend = Callable[[ConfigChecker, ModelConfig], ModelConfig]
 
 
-def decoder_config(raw: Mapping[str, Any], *, defaults: Mapping[str, Any]) -> ModelConfig:
+def decoder_config(
+    raw: Mapping[str, Any],
+    *,
+    defaults: Mapping[str, Any],
+    fixed: Mapping[str, Any] | None = None,
+    names: Mapping[str, str] | None = None,
+    extend: Extend | None = None,
+) -> ModelConfig:
     """Check a parsed config.json of a Llama-like decoder and translate it.
 
     Reads both the keys of transformers 4 (``rope_theta``, ``rope_scaling``, ``torch_dtype``) and
     of transformers 5 (``rope_parameters``, ``dtype``, ``layer_types``). ``defaults`` gives values
-    for keys the file may leave out, under their names in config.json, and ``attention_bias``,
-    ``qkv_bias`` or ``no_bias`` where the family knows only one answer. Without a default,
-    num_key_value_heads is the number of heads, head_dim is hidden_size / heads,
-    hidden_act silu, the dtype bfloat16 and tie_word_embeddings false.
+    for keys the file may leave out, ``fixed`` the only value the family knows, both under the
+    names below; ``names`` says what the family calls them instead. ``extend`` reads the family's
+    own keys from the checker and returns the config with what they say.
+
+    Without a default, num_key_value_heads is the number of heads, head_dim is hidden_size / heads,
+    hidden_act silu, the dtype bfloat16 and tie_word_embeddings false. ``attention_bias`` is of all
+    four projections, ``qkv_bias`` of all but the output.
 
     Raises BadCheckpoint listing every problem: missing, mistyped and impossible values, and
-    settings that would change the model's mathematics and are not supported.
+    settings that would change the model's mathematics and are not understood.
     """
-    check = ConfigChecker(raw, defaults)
+    check = ConfigChecker(raw, {**defaults, **(fixed or {})}, names)
+    refuse_quantised(check)
+    refuse_other(check, fixed or {})
     config = _read(check)
+    config = extend(check, config) if extend else config
+    refuse_unknown(check)
     if check.problems:
         raise BadCheckpoint(
             "config.json describes no model that can be run:\n"
@@ -44,7 +77,7 @@ def decoder_config(raw: Mapping[str, Any], *, defaults: Mapping[str, Any]) -> Mo
 
 def _read(check: ConfigChecker) -> ModelConfig:
     """Every field, with 0 or "" in place of a bad one; the problems are in ``check``."""
-    size = {key: check.integer(key) for key in LIMITS if key not in OPTIONAL}
+    size = {key: check.integer(key) for key in SIZES}
     hidden, heads = size["hidden_size"], size["num_attention_heads"]
     grouped = check.get("num_key_value_heads") is not None
     kv_heads = check.integer("num_key_value_heads") if grouped else heads
@@ -55,7 +88,8 @@ def _read(check: ConfigChecker) -> ModelConfig:
     activation = check.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
         check.add(f"hidden_act: only silu is supported, found {show(activation)}")
-    check.neutral_settings(size["num_hidden_layers"])
+    theta, scaling = read_rotary(check, size["max_position_embeddings"])
+    bias = check.flag("attention_bias", False)
     return ModelConfig(
         model_type=check.text("model_type"),
         vocab_size=size["vocab_size"],
@@ -65,15 +99,25 @@ def _read(check: ConfigChecker) -> ModelConfig:
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=check.head_dim(hidden, heads),
-        max_position_embeddings=size["max_position_embeddings"],
+        max_position_embeddings=_context(size["max_position_embeddings"], scaling),
         rms_norm_eps=check.number("rms_norm_eps", check.get("rms_norm_eps"), 1.0),
-        rope_theta=check.rope_theta(),
+        rope_theta=theta,
         tie_word_embeddings=check.flag("tie_word_embeddings", False),
         dtype=check.dtype(),
-        eos_token_ids=check.tokens(
-            "eos_token_id", check.raw.get("eos_token_id"), size["vocab_size"]
-        ),
+        eos_token_ids=check.tokens("eos_token_id", check.get("eos_token_id"), size["vocab_size"]),
+        qkv_bias=check.flag("qkv_bias", False) or bias,
+        output_bias=bias,
+        rotary_scaling=scaling,
+        windows=read_windows(check, size["num_hidden_layers"]),
     )
+
+
+def _context(positions: int, scaling: RotaryScaling | None) -> int:
+    """Scaling stretches the context even where max_position_embeddings is still the trained one."""
+    if scaling is None:
+        return positions
+    stretched = int(scaling.original * scaling.factor)
+    return max(positions, min(stretched, LIMITS["max_position_embeddings"]))
 
 
 def generation_config(folder: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pluggy
 from qinfer.core.bound_hook import BoundHook, describe
 from qinfer.core.discovery import PluginRecord
 from qinfer.core.errors import Unsupported
-from qinfer.core.protocols import Layer, Model, ModelParts, Runner
+from qinfer.core.protocols import ExpertLayer, Layer, Model, ModelParts, Runner
 from qinfer.core.specs import PROJECT, SPECS, Plugin
 from qinfer.core.types import (
     Array,
@@ -131,6 +131,8 @@ class Hooks:
             if spec.parts and sum(spec.parts) != spec.out_features:
                 parts = f"parts {spec.parts} that do not add up to {spec.out_features}"
                 raise hook.wrong(f'for "{spec.name}" {parts}')
+            if spec.experts and spec.bias:
+                raise hook.wrong(f'for "{spec.name}" experts with a bias, which no operator adds')
             seen.add(spec.name)
         return layers
 
@@ -181,10 +183,14 @@ class Hooks:
                 )
         return params
 
-    def build_linear(self, spec: LinearSpec, scheme: Scheme, params: Mapping[str, Array]) -> Layer:
+    def build_linear(
+        self, spec: LinearSpec, scheme: Scheme, params: Mapping[str, Array]
+    ) -> Layer | ExpertLayer:
         """The layer over packed arrays."""
         hook = self._one("build_linear")
-        layer: Layer = hook.callables("__call__", spec=spec, scheme=scheme, params=params)
+        layer: Layer | ExpertLayer = hook.callables(
+            "__call__", spec=spec, scheme=scheme, params=params
+        )
         return layer
 
     def cache_spec(self, config: ModelConfig, plan: QuantPlan) -> CacheSpec | None:

@@ -10,12 +10,21 @@ from qinfer.core.types import Array, LinearSpec, SamplingInput, StepInput, StepO
 
 class Layer(Protocol):
     """A linear layer with its parameters: [T, in_features] -> [T, out_features].
-
     It may have ``nbytes``, the bytes it holds, where that differs from what it was built from.
     """
 
     def __call__(self, x: Array) -> Array:
         """Multiply by the weight and add the bias, if there is one."""
+
+
+class ExpertLayer(Protocol):
+    """The linears of all experts. Like a layer, it may have ``nbytes``."""
+
+    def __call__(self, x: Array, experts: Array) -> Array:
+        """Multiply row r with the expert of pair r: x [T * k, in_features], or [T, in_features]
+        where the k pairs of a token share a row; experts [T, k] int32. Returns
+        [T * k, out_features].
+        """
 
 
 LinearFactory = Callable[[LinearSpec], Layer]
@@ -25,7 +34,10 @@ class ModelParts(Protocol):
     """What a model is built from. Each call reads, packs and places that one tensor."""
 
     def linear(self, spec: LinearSpec) -> Layer:
-        """The linear layer of that spec, in whatever format the quant scheme gave it."""
+        """The layer of a spec without experts, in whatever format the quant scheme gave it."""
+
+    def experts(self, spec: LinearSpec) -> ExpertLayer:
+        """The same for a spec that has experts."""
 
     def parameter(self, name: str, dtype: str = "") -> Array:
         """A tensor by its weight rule's target, by default in the compute dtype."""

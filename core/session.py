@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -137,6 +138,7 @@ def open_engine(run: RunConfig, selected: Selected, progress: Progress) -> Opene
     from qinfer.core.device import open_device
     from qinfer.core.engine.engine import Engine, Limits
     from qinfer.core.engine.sizing import check_run, size_cache
+    from qinfer.core.rotary import first_row
     from qinfer.core.tokenizer import Tokenizer
 
     check_run(run)
@@ -155,6 +157,7 @@ def open_engine(run: RunConfig, selected: Selected, progress: Progress) -> Opene
         max_model_len=max_model_len,
         vocab_size=config.vocab_size,
         eos_token_ids=frozenset((*config.eos_token_ids, *tokenizer.eos_token_ids)),
+        first_row=partial(first_row, config),
     )
     runner = hooks.open_runner(loaded.model, config, cache, loaded.run)
     return Opened(

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import pluggy
 
-from qinfer.core.protocols import Layer, Model, ModelParts, Runner
+from qinfer.core.protocols import ExpertLayer, Layer, Model, ModelParts, Runner
 from qinfer.core.types import (
     Array,
     CacheSpec,
@@ -108,7 +108,7 @@ class QuantPlugin(Plugin):
     def pack_weight(
         self, spec: LinearSpec, scheme: Scheme, weight: Array
     ) -> Mapping[str, Array] | None:
-        """Turn a numpy weight [out_features, in_features] (float32, float16 or ml_dtypes
+        """Turn a numpy weight [spec.rows, in_features] (float32, float16 or ml_dtypes
         bfloat16, as the checkpoint has it) into named numpy arrays to be placed on the device.
         A bias is added to them as "bias" by the core.
         """
@@ -116,8 +116,10 @@ class QuantPlugin(Plugin):
     @_one
     def build_linear(
         self, spec: LinearSpec, scheme: Scheme, params: Mapping[str, Array]
-    ) -> Layer | None:
-        """Build the layer over the packed arrays, now device tensors."""
+    ) -> Layer | ExpertLayer | None:
+        """Build the layer over the packed arrays, now device tensors; an ``ExpertLayer`` for a
+        spec with experts.
+        """
 
     @_one
     def cache_spec(self, config: ModelConfig, plan: QuantPlan) -> CacheSpec | None:

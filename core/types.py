@@ -65,12 +65,50 @@ class Support:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RotaryScaling:
+    """How rotary embedding is stretched past ``original``, the tokens it was trained for.
+
+    ``core/rotary.py`` has the formulas. ``attention_factor`` multiplies cosines and sines;
+    ``beta_fast``, ``beta_slow`` and ``truncate`` bound the dimensions YaRN blends.
+    """
+
+    kind: Literal["linear", "dynamic", "yarn"]
+    factor: float
+    original: int
+    attention_factor: float = 1.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertConfig:
+    """The mixture of experts that replaces the MLP of ``layers``.
+
+    Each token goes through the ``top_k`` likeliest of ``count`` experts of width
+    ``intermediate_size``; ``normalise`` makes their weights add up to 1. ``shared_size`` is the
+    width of the expert every token goes through, 0 for none.
+    """
+
+    count: int
+    top_k: int
+    intermediate_size: int
+    normalise: bool
+    layers: frozenset[int]
+    shared_size: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """A decoder's shape and constants, read from config.json.
 
-    ``dtype`` is the precision parameters are rounded to; ``compute_dtype`` the one that
-    activations and unquantised parameters are held in (on a CPU float32, whose matrix products
-    know no 16-bit type). ``extra`` carries what only this family's plugin understands.
+    ``max_position_embeddings`` is the longest context, scaling included. ``dtype`` is the
+    precision parameters are rounded to; ``compute_dtype`` the one that activations and
+    unquantised parameters are held in (on a CPU float32, whose matrix products know no 16-bit
+    type). ``windows``: for each layer how many of the last tokens attention sees, 0 for all;
+    empty for all in every layer. ``log_length``: queries from this position on are scaled by the
+    logarithm of their position to this base; 0 for none. ``extra`` carries what only this
+    family's plugin understands.
     """
 
     model_type: str
@@ -88,6 +126,13 @@ class ModelConfig:
     dtype: str = "bfloat16"
     compute_dtype: str = "float32"
     eos_token_ids: tuple[int, ...] = ()
+    qkv_bias: bool = False
+    output_bias: bool = False
+    qk_norm: bool = False
+    rotary_scaling: RotaryScaling | None = None
+    windows: tuple[int, ...] = ()
+    log_length: int = 0
+    experts: ExpertConfig | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -96,7 +141,9 @@ class LinearSpec:
     """One linear layer, as a model asks for it and a quant scheme sees it.
 
     ``parts`` are the output widths of the projections fused into it (q, k, v or gate, up);
-    they add up to ``out_features``.
+    they add up to ``out_features``. With ``experts`` it is that many linears of this shape
+    without bias, one of which each row is multiplied with: their weights lie one below the
+    other, [experts * out_features, in_features], and are packed as one.
     """
 
     name: str
@@ -106,6 +153,12 @@ class LinearSpec:
     bias: bool = False
     layer: int | None = None
     parts: tuple[int, ...] = ()
+    experts: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows of the weight: the outputs of all experts together."""
+        return max(self.experts, 1) * self.out_features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,10 +297,12 @@ class SamplingInput:
 class StepInput:
     """One step's ragged batch: T new tokens of S sequences, R of whose logits are wanted.
 
-    token_ids [T], positions [T]: int64. query_starts [S + 1], seq_lens [S] (cached and new
-    tokens): int32. slot_mapping [T] int64: block * block_size + offset where each new key and
-    value goes. block_tables [S, W] int32, W at least the most blocks any sequence has; entries
-    past a sequence's end are not read. logit_rows [R] int64: indices into the T tokens.
+    token_ids [T], positions [T]: int64; a position is a row of the model's position tables
+    (the token's place in its sequence, unless ``core.rotary.first_row`` says otherwise).
+    query_starts [S + 1], seq_lens [S] (cached and new tokens): int32. slot_mapping [T] int64:
+    block * block_size + offset where each new key and value goes. block_tables [S, W] int32, W
+    at least the most blocks any sequence has; entries past a sequence's end are not read.
+    logit_rows [R] int64: indices into the T tokens.
     """
 
     token_ids: Array

@@ -11,6 +11,7 @@ from paddle import Tensor
 
 from qinfer.core.errors import Unsupported
 from qinfer.cuda_ops import ops
+from qinfer.cuda_ops.attention import norm_heads, scale_queries
 from qinfer.cuda_ops.build import build, plan_build
 from qinfer.cuda_ops.record import Recorder, set_recorder
 from qinfer.cuda_ops.table import REFERENCE, use
@@ -128,13 +129,20 @@ def _rotary_kv_write(
     key_cache: Tensor,
     value_cache: Tensor,
     slot_mapping: Tensor,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    eps: float = 0.0,
+    query_scale: Tensor | None = None,
 ) -> Tensor:
+    qkv = norm_heads(qkv, q_norm, k_norm, eps, *key_cache.shape[2:])
     if not _fits(key_cache):
         reference = ops.rotary_kv_write.versions[REFERENCE]
-        return reference(qkv, rotary, positions, key_cache, value_cache, slot_mapping)
-    return _run(
-        "qinfer_rotary_kv_write", qkv, rotary, positions, slot_mapping, key_cache, value_cache
-    )[0]
+        queries = reference(qkv, rotary, positions, key_cache, value_cache, slot_mapping)
+    else:
+        queries = _run(
+            "qinfer_rotary_kv_write", qkv, rotary, positions, slot_mapping, key_cache, value_cache
+        )[0]
+    return scale_queries(queries, query_scale, positions)
 
 
 def _paged_attention(
@@ -145,12 +153,17 @@ def _paged_attention(
     seq_lens: Tensor,
     block_tables: Tensor,
     scale: float,
+    window: int = 0,
 ) -> Tensor:
+    reference = ops.paged_attention.versions[REFERENCE]
+    numbers = (query_starts, seq_lens)
     if not _fits(key_cache):
-        reference = ops.paged_attention.versions[REFERENCE]
-        return reference(
-            queries, key_cache, value_cache, query_starts, seq_lens, block_tables, scale
-        )
+        return reference(queries, key_cache, value_cache, *numbers, block_tables, scale, window)
+    if window:  # no kernel yet
+        used = block_tables.clip(min=0).reshape([-1])
+        keys, values = (paddle.gather(cache, used) for cache in (key_cache, value_cache))
+        tables = paddle.arange(used.shape[0], dtype="int32").reshape(block_tables.shape)
+        return reference(queries, _in_token_order(keys), values, *numbers, tables, scale, window)
     return _run(
         "qinfer_paged_attention",
         queries,
@@ -161,6 +174,12 @@ def _paged_attention(
         block_tables,
         scale,
     )[0]
+
+
+def _in_token_order(keys: Tensor) -> Tensor:
+    """Keys as the kernels keep them, dimension by dimension in each block, token by token."""
+    blocks, block_size, heads, dim = keys.shape
+    return keys.reshape([blocks, heads, dim, block_size]).transpose([0, 3, 1, 2])
 
 
 def _fits(cache: Tensor) -> bool:

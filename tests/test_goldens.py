@@ -38,7 +38,7 @@ def open_folder(folder: Path, dtype: str = "float32"):
     from qinfer.core.session import load_model, select
     from qinfer.core.types import RunConfig
 
-    run = RunConfig(model=str(folder), plugin="qwen2", quant="none", dtype=dtype)
+    run = RunConfig(model=str(folder), quant="none", dtype=dtype)
     return load_model(run, select(run), folder, NoProgress())
 
 

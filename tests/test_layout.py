@@ -18,7 +18,16 @@ FOLDERS = {
     "plugins": "qinfer.plugins",
     "cuda_ops": "qinfer.cuda_ops",
 }
-FOR_MODELS = {"types", "specs", "protocols", "errors", "config", "chat", "rotary"}
+FOR_MODELS = {
+    "types",
+    "specs",
+    "protocols",
+    "errors",
+    "config",
+    "decoder_weights",
+    "chat",
+    "rotary",
+}
 
 
 class Import(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from numpy.typing import NDArray
 
@@ -14,7 +14,7 @@ from qinfer.core.checkpoint.files import Checkpoint
 from qinfer.core.checkpoint.layout import LoadPlan, Pick
 from qinfer.core.checkpoint.rules import num_parameters
 from qinfer.core.errors import BrokenPlugin
-from qinfer.core.protocols import Layer
+from qinfer.core.protocols import ExpertLayer, Layer
 from qinfer.core.types import Array, LinearSpec, LoadStats, ModelConfig, QuantPlan, Scheme
 
 Place = Callable[[NDArray[Any], str], Array]
@@ -27,7 +27,9 @@ class PackingHooks(Protocol):
     def pack_weight(self, spec: LinearSpec, scheme: Scheme, weight: Array) -> Mapping[str, Array]:
         """A weight [out, in] as named numpy arrays."""
 
-    def build_linear(self, spec: LinearSpec, scheme: Scheme, params: Mapping[str, Array]) -> Layer:
+    def build_linear(
+        self, spec: LinearSpec, scheme: Scheme, params: Mapping[str, Array]
+    ) -> Layer | ExpertLayer:
         """The layer over those arrays, placed."""
 
 
@@ -68,25 +70,11 @@ class StreamedParts:
         Raises BadCheckpoint for a tensor that holds NaN or infinity, BrokenPlugin for a layer the
         weight rules or the quant plan do not have, or that was asked for before.
         """
-        scheme = self._quant_plan.by_layer.get(spec.name)
-        if scheme is None:
-            raise _broken(f"asks for the linear {spec.name}, which linear_layers does not list")
-        target = f"{spec.name}.weight"
-        pick = self._take(target, (spec.out_features, spec.in_features))
-        packed = self._hooks.pack_weight(
-            spec=spec, scheme=scheme, weight=assemble(self._checkpoint, pick)
-        )
-        before = self._bytes
-        params = {name: self._put(array, "") for name, array in packed.items()}
-        del packed
-        self._on_tensor(pick.nbytes)
-        if spec.bias:
-            params["bias"] = self._rounded(f"{spec.name}.bias", (spec.out_features,))
-        self._layers[scheme.name] += 1
-        layer = self._hooks.build_linear(spec=spec, scheme=scheme, params=params)
-        # What a layer holds may differ from what it was given: the device has an order of its own.
-        self._bytes = before + getattr(layer, "nbytes", self._bytes - before)
-        return layer
+        return cast(Layer, self._layer(spec))
+
+    def experts(self, spec: LinearSpec) -> ExpertLayer:
+        """Read, pack and place the linears of all experts. Raises as ``linear`` does."""
+        return cast(ExpertLayer, self._layer(spec))
 
     def parameter(self, name: str, dtype: str = "") -> Array:
         """A tensor by its rule's target: rounded to ``config.dtype``, held in ``dtype`` (by
@@ -119,6 +107,27 @@ class StreamedParts:
             layers_by_scheme=dict(self._layers),
             skipped=dict(self._quant_plan.skipped),
         )
+
+    def _layer(self, spec: LinearSpec) -> Layer | ExpertLayer:
+        scheme = self._quant_plan.by_layer.get(spec.name)
+        if scheme is None:
+            raise _broken(f"asks for the linear {spec.name}, which linear_layers does not list")
+        target = f"{spec.name}.weight"
+        pick = self._take(target, (spec.rows, spec.in_features))
+        packed = self._hooks.pack_weight(
+            spec=spec, scheme=scheme, weight=assemble(self._checkpoint, pick)
+        )
+        before = self._bytes
+        params = {name: self._put(array, "") for name, array in packed.items()}
+        del packed
+        self._on_tensor(pick.nbytes)
+        if spec.bias:
+            params["bias"] = self._rounded(f"{spec.name}.bias", (spec.out_features,))
+        self._layers[scheme.name] += 1
+        layer = self._hooks.build_linear(spec=spec, scheme=scheme, params=params)
+        # What a layer holds may differ from what it was given: the device has an order of its own.
+        self._bytes = before + getattr(layer, "nbytes", self._bytes - before)
+        return layer
 
     def _rounded(self, name: str, shape: tuple[int, ...] | None, dtype: str = "") -> Array:
         pick = self._take(name, shape)

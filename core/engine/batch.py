@@ -22,7 +22,7 @@ def step_input(chunks: Sequence[Chunk], block_size: int) -> StepInput:
         tables[row, : len(blocks)] = blocks
         tokens += chunk.sequence.tokens(chunk.start, end)
         for position in range(chunk.start, end):
-            positions.append(position)
+            positions.append(chunk.sequence.first_row + position)
             slots.append(blocks[position // block_size] * block_size + position % block_size)
         query_starts.append(len(tokens))
         if chunk.is_last:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 
@@ -24,11 +25,15 @@ from qinfer.core.types import CacheSpec, RequestStats, RunConfig, StepOutput, St
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a request may ask of this model: context length, vocabulary, end tokens."""
+    """What a request may ask of this model: context length, vocabulary, end tokens.
+
+    ``first_row``: prompt tokens -> where the position tables begin for such a sequence.
+    """
 
     max_model_len: int
     vocab_size: int
     eos_token_ids: frozenset[int]
+    first_row: Callable[[int], int] = lambda _: 0
 
 
 class Engine:
@@ -76,6 +81,7 @@ class Engine:
                 seed=seed + index,
                 max_tokens=min(params.max_tokens or room, room),
                 eos_token_ids=eos,
+                first_row=self.limits.first_row(len(prompt)),
                 added_at=time.perf_counter(),
             )
             self._answers[sequence] = Answer(sequence, self.tokenizer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 EMPTY = 0
-"""Content id of the empty prefix."""
+"""Content id of the empty prefix; negative ones are those of empty prefixes of another kind."""
 
 
 class BlockPool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from qinfer.core.engine.kv_cache import EMPTY, BlockPool
+from qinfer.core.engine.kv_cache import BlockPool
 from qinfer.core.engine.sequence import Sequence
 
 
@@ -92,7 +92,7 @@ class Scheduler:
         The last token is always computed: its logits are needed.
         """
         found: list[tuple[int, int]] = []
-        before = EMPTY
+        before = sequence.root
         for start in range(0, sequence.num_tokens - self.block_size, self.block_size):
             hit = self.pool.find(before, tuple(sequence.tokens(start, start + self.block_size)))
             if hit is None:
@@ -137,4 +137,5 @@ class Scheduler:
     def _release(self, sequence: Sequence) -> None:
         self.pool.release(sequence.blocks)
         sequence.blocks = []
-        sequence.num_computed = sequence.hashed = sequence.content = 0
+        sequence.num_computed = sequence.hashed = 0
+        sequence.content = sequence.root

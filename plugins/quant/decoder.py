@@ -5,16 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from qinfer.core.protocols import Layer
+from qinfer.core.protocols import ExpertLayer, Layer
 from qinfer.core.specs import QuantPlugin, hookimpl
 from qinfer.core.types import Array, DeviceInfo, LinearSpec, ModelConfig, QuantPlan, Scheme
-from qinfer.plugins.quant.none import PlainLinear, pack_plain, plain_scheme
+from qinfer.plugins.quant.none import build_plain, pack_plain, plain_scheme
 
-HEAD_STAYS = "the vocabulary head keeps the model's precision"
+STAYS = {
+    "lm_head": "the vocabulary head keeps the model's precision",
+    "router": "the choice of experts keeps the model's precision",
+    "shared_gate": "the shared expert's gate keeps the model's precision",
+}
+"""Role -> why no scheme quantises it."""
 
 
 class DecoderScheme(QuantPlugin):
-    """``scheme`` for every linear but the vocabulary head, which PaddleNLP and vLLM leave too."""
+    """``scheme`` for every linear but the vocabulary head, the router and the shared expert's gate,
+    which PaddleNLP and vLLM leave too.
+    """
 
     scheme: ClassVar[Scheme]
 
@@ -22,13 +29,13 @@ class DecoderScheme(QuantPlugin):
         """A numpy weight [out, in] as named numpy arrays."""
         raise NotImplementedError
 
-    def layer(self, spec: LinearSpec, params: Mapping[str, Array]) -> Layer:
+    def layer(self, spec: LinearSpec, params: Mapping[str, Array]) -> Layer | ExpertLayer:
         """The layer over those arrays, on the device."""
         raise NotImplementedError
 
     def refusal(self, spec: LinearSpec) -> str:
         """Why a layer cannot have this scheme, or an empty text."""
-        return HEAD_STAYS if spec.role == "lm_head" else ""
+        return STAYS.get(spec.role, "")
 
     @hookimpl
     def plan_quant(
@@ -46,8 +53,10 @@ class DecoderScheme(QuantPlugin):
         return self.quantise(weight) if scheme == self.scheme else pack_plain(spec, scheme, weight)
 
     @hookimpl
-    def build_linear(self, spec: LinearSpec, scheme: Scheme, params: Mapping[str, Array]) -> Layer:
+    def build_linear(
+        self, spec: LinearSpec, scheme: Scheme, params: Mapping[str, Array]
+    ) -> Layer | ExpertLayer:
         """A quantised layer, or a plain one where the plan left the layer out."""
         if scheme != self.scheme:
-            return PlainLinear(spec, scheme, params)
+            return build_plain(spec, scheme, params)
         return self.layer(spec, params)

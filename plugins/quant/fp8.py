@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from qinfer.core.arrays import converted
+from qinfer.core.protocols import ExpertLayer, Layer
 from qinfer.core.types import Array, LinearSpec, PluginInfo, Scheme
 from qinfer.cuda_ops import ops
 from qinfer.plugins.quant.decoder import DecoderScheme
@@ -37,9 +38,9 @@ class Fp8(DecoderScheme):
         """Weight [out, in] float8_e4m3fn and scale [out] float32."""
         return pack_e4m3(weight)
 
-    def layer(self, spec: LinearSpec, params: Mapping[str, Array]) -> Fp8Linear:
+    def layer(self, spec: LinearSpec, params: Mapping[str, Array]) -> Layer | ExpertLayer:
         """A product of e4m3 numbers."""
-        return Fp8Linear(params)
+        return Fp8Experts(spec, params) if spec.experts else Fp8Linear(params)
 
 
 class Fp8Linear:
@@ -53,6 +54,19 @@ class Fp8Linear:
     def __call__(self, x: Array) -> Array:
         """[T, in] -> [T, out]."""
         return ops.linear_fp8(x, self.weight, self.scale, self.bias)
+
+
+class Fp8Experts:
+    """``(x8 W8) * x_scale * scale`` with the W8 of each row's expert."""
+
+    def __init__(self, spec: LinearSpec, params: Mapping[str, Array]) -> None:
+        self.weight = ops.arrange_experts(params["weight"], spec.experts, "float32")
+        self.scale, self.out_features = params["scale"], spec.out_features
+        self.nbytes = ops.nbytes(self.weight, self.scale)
+
+    def __call__(self, x: Array, experts: Array) -> Array:
+        """[T * k or T, in], [T, k] -> [T * k, out]."""
+        return ops.expert_linear_fp8(x, self.weight, self.scale, experts, self.out_features)
 
 
 def pack_e4m3(weight: Array) -> dict[str, Array]:

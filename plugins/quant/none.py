@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from qinfer.core.arrays import round_to
+from qinfer.core.protocols import ExpertLayer, Layer
 from qinfer.core.specs import QuantPlugin, hookimpl
 from qinfer.core.types import (
     Array,
@@ -44,9 +45,9 @@ class Unquantised(QuantPlugin):
     @hookimpl
     def build_linear(
         self, spec: LinearSpec, scheme: Scheme, params: Mapping[str, Array]
-    ) -> PlainLinear:
+    ) -> Layer | ExpertLayer:
         """A plain product."""
-        return PlainLinear(spec, scheme, params)
+        return build_plain(spec, scheme, params)
 
 
 class PlainLinear:
@@ -61,6 +62,26 @@ class PlainLinear:
     def __call__(self, x: Array) -> Array:
         """[T, in] -> [T, out]."""
         return ops.linear(x, self.weight, self.bias, self.dtype, self.out_features)
+
+
+class PlainExperts:
+    """``x W`` in the compute dtype, with the W of each row's expert."""
+
+    def __init__(self, spec: LinearSpec, scheme: Scheme, params: Mapping[str, Array]) -> None:
+        self.weight = ops.arrange_experts(params["weight"], spec.experts, scheme.input_dtype)
+        self.dtype, self.out_features = scheme.weight_dtype, spec.out_features
+        self.nbytes = ops.nbytes(self.weight)
+
+    def __call__(self, x: Array, experts: Array) -> Array:
+        """[T * k or T, in], [T, k] -> [T * k, out]."""
+        return ops.expert_linear(x, self.weight, experts, self.dtype, self.out_features)
+
+
+def build_plain(
+    spec: LinearSpec, scheme: Scheme, params: Mapping[str, Array]
+) -> Layer | ExpertLayer:
+    """The layer that is not quantised."""
+    return (PlainExperts if spec.experts else PlainLinear)(spec, scheme, params)
 
 
 def plain_scheme(config: ModelConfig) -> Scheme:

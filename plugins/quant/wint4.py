@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from qinfer.core.arrays import converted
+from qinfer.core.protocols import ExpertLayer, Layer
 from qinfer.core.types import Array, LinearSpec, PluginInfo, Scheme
 from qinfer.cuda_ops import ops
 from qinfer.plugins.quant.decoder import DecoderScheme
@@ -30,9 +31,9 @@ class WInt4(DecoderScheme):
         """Weight [out, in] int8 with values -7 to 7, and scale [out, in / 64] float32."""
         return pack_int4(weight)
 
-    def layer(self, spec: LinearSpec, params: Mapping[str, Array]) -> Int4Linear:
+    def layer(self, spec: LinearSpec, params: Mapping[str, Array]) -> Layer | ExpertLayer:
         """A product with int4 weights."""
-        return Int4Linear(spec, params)
+        return Int4Experts(spec, params) if spec.experts else Int4Linear(spec, params)
 
     def refusal(self, spec: LinearSpec) -> str:
         """The head, and layers whose inputs do not make whole groups."""
@@ -52,6 +53,21 @@ class Int4Linear:
     def __call__(self, x: Array) -> Array:
         """[T, in] -> [T, out]."""
         return ops.linear_int4(x, self.weight, self.scale, self.bias, self.out_features)
+
+
+class Int4Experts:
+    """``x (W * scale)`` with the int4 W of each row's expert."""
+
+    def __init__(self, spec: LinearSpec, params: Mapping[str, Array]) -> None:
+        self.weight, self.scale = ops.arrange_experts_int4(
+            params["weight"], params["scale"], spec.experts
+        )
+        self.out_features = spec.out_features
+        self.nbytes = ops.nbytes(self.weight, self.scale)
+
+    def __call__(self, x: Array, experts: Array) -> Array:
+        """[T * k or T, in], [T, k] -> [T * k, out]."""
+        return ops.expert_linear_int4(x, self.weight, self.scale, experts, self.out_features)
 
 
 def pack_int4(weight: Array) -> dict[str, Array]:

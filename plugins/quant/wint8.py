@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from qinfer.core.arrays import converted
+from qinfer.core.protocols import ExpertLayer, Layer
 from qinfer.core.types import Array, LinearSpec, PluginInfo, Scheme
 from qinfer.cuda_ops import ops
 from qinfer.plugins.quant.decoder import DecoderScheme
@@ -28,9 +29,9 @@ class WInt8(DecoderScheme):
         """Weight [out, in] int8 and scale [out] float32."""
         return pack_int8(weight)
 
-    def layer(self, spec: LinearSpec, params: Mapping[str, Array]) -> Int8Linear:
+    def layer(self, spec: LinearSpec, params: Mapping[str, Array]) -> Layer | ExpertLayer:
         """A product with int8 weights."""
-        return Int8Linear(params)
+        return Int8Experts(spec, params) if spec.experts else Int8Linear(params)
 
 
 class Int8Linear:
@@ -44,6 +45,19 @@ class Int8Linear:
     def __call__(self, x: Array) -> Array:
         """[T, in] -> [T, out]."""
         return ops.linear_int8(x, self.weight, self.scale, self.bias)
+
+
+class Int8Experts:
+    """``(x W) * scale`` with the int8 W of each row's expert."""
+
+    def __init__(self, spec: LinearSpec, params: Mapping[str, Array]) -> None:
+        self.weight = ops.arrange_experts(params["weight"], spec.experts, "float32")
+        self.scale, self.out_features = params["scale"], spec.out_features
+        self.nbytes = ops.nbytes(self.weight, self.scale)
+
+    def __call__(self, x: Array, experts: Array) -> Array:
+        """[T * k or T, in], [T, k] -> [T * k, out]."""
+        return ops.expert_linear_int8(x, self.weight, self.scale, experts, self.out_features)
 
 
 def pack_int8(weight: Array) -> dict[str, Array]:

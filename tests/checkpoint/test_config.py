@@ -2,12 +2,20 @@ import json
 import os
 from contextlib import suppress
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qinfer.core.config import decoder_config, generation_config, read_json, with_generation
+from qinfer.core.config import (
+    decoder_config,
+    generation_config,
+    read_json,
+    with_experts,
+    with_generation,
+)
 from qinfer.core.errors import BadCheckpoint
+from qinfer.core.rotary import rotary_table
 from qinfer.core.types import ModelConfig
 
 DEFAULTS = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0}
@@ -136,18 +144,36 @@ def test_numbers(key, value):
         ({"eos_token_id": "x"}, "eos_token_id: must be token ids"),
         ({"eos_token_id": [1, True]}, "eos_token_id: must be token ids"),
         ({"eos_token_id": 151936}, "found 151936"),
-        ({"use_sliding_window": True}, "use_sliding_window = true: not supported yet"),
+        ({"use_sliding_window": "yes"}, "use_sliding_window: must be true or false"),
+        ({"use_sliding_window": True, "sliding_window": 0}, "sliding_window: must be a whole"),
+        ({"use_sliding_window": True, "max_window_layers": -1}, "max_window_layers: must be"),
         ({"layer_types": ["full_attention"] * 23}, "layer_types: must list 24 layers"),
-        ({"layer_types": ["sliding_attention"] * 24}, "found 'sliding_attention'"),
+        ({"layer_types": ["sliding_attention"] * 24}, "contradicts use_sliding_window"),
+        ({"layer_types": ["linear_attention"] * 24}, "found 'linear_attention'"),
         ({"layer_types": 5}, "layer_types: must list 24 layers"),
-        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_scaling.'type' = 'yarn'"),
-        ({"rope_parameters": {"rope_type": "linear"}}, "rope_parameters.'rope_type' = 'linear'"),
-        ({"rope_parameters": {"full_attention": {"rope_theta": 1}}}, "only the plain rotary"),
+        ({"rope_scaling": {"type": "longrope"}}, "rotary scaling 'longrope' is not known"),
+        ({"rope_scaling": {"type": ["yarn"]}}, "rotary scaling ['yarn'] is not known"),
+        ({"rope_scaling": {"type": "yarn", "rope_type": "linear"}}, "contradict"),
+        ({"rope_scaling": {"factor": 4.0}}, "'factor' = 4.0: not understood with rope_type def"),
+        ({"rope_scaling": {"type": "linear"}}, "rotary factor: missing"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 0.5}}, "rotary factor: must be at least 1"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2, "low": 1}}, "'low' = 1: not understood"),
+        ({"rope_scaling": {"type": "yarn", "beta_fast": "x"}}, "rotary beta_fast: must be a"),
+        (
+            {"rope_scaling": {"type": "yarn", "original_max_position_embeddings": 0}},
+            "original_max_position_embeddings: must be a length",
+        ),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1}}}, "not understood"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "only whole heads are rotated"),
         ({"rope_parameters": {"rope_theta": 5e6}}, "contradict"),
         ({"rope_scaling": [4]}, "rope_scaling: must be an object"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
+        ({"rope_scaling_type": "yarn"}, "rope_scaling_type = 'yarn'"),
+        ({"residual_multiplier": 0.2}, "'residual_multiplier' = 0.2: not understood"),
+        ({"use_qk_norm": True}, "'use_qk_norm' = true: not understood"),
+        ({"num_experts": 8}, "'num_experts' = 8: not understood"),
         ({"quantization_config": {"quant_method": "gptq"}}, "already quantised"),
-        ({"mlp_bias": True}, "mlp_bias = true"),
+        ({"mlp_bias": True}, "'mlp_bias' = true"),
         ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
     ],
 )
@@ -158,9 +184,99 @@ def test_refusals(changes, words):
 def test_biases_the_family_does_not_have():
     raw = {**GOOD, **OLD, "attention_bias": False}
     decoder_config(raw, defaults=DEFAULTS)
-    decoder_config(raw, defaults={**DEFAULTS, "attention_bias": False})
+    decoder_config(raw, defaults=DEFAULTS, fixed={"attention_bias": False})
     with pytest.raises(BadCheckpoint, match="attention_bias: is always true"):
-        decoder_config(raw, defaults={**DEFAULTS, "attention_bias": True})
+        decoder_config(raw, defaults=DEFAULTS, fixed={"attention_bias": True})
+
+
+def test_biases_and_windows():
+    assert read().qkv_bias is read().output_bias is False
+    both = read(attention_bias=True)
+    assert both.qkv_bias is both.output_bias is True
+    config = decoder_config({**GOOD, **OLD}, defaults=DEFAULTS, fixed={"qkv_bias": True})
+    assert config.qkv_bias is True
+    assert config.output_bias is False
+    assert read().windows == ()
+    assert read(use_sliding_window=True).windows == (0,) * 21 + (32768,) * 3
+    kinds = ["sliding_attention", "full_attention"] * 12
+    window = {"use_sliding_window": True, "sliding_window": 9, "layer_types": kinds}
+    assert read(**window).windows == (9, 0) * 12
+
+
+PAPER = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192}
+
+
+@pytest.mark.parametrize(
+    ("scaling", "context", "expected"),
+    [
+        ({"type": "linear", "factor": 2}, 65536, {"kind": "linear", "factor": 2}),
+        ({"rope_type": "dynamic", "factor": 3.0}, 98304, {"kind": "dynamic", "factor": 3}),
+        (PAPER, 32768, {"kind": "yarn", "original": 8192, "attention_factor": 1.1386294}),
+        (PAPER | {"attention_factor": 1.5}, 32768, {"attention_factor": 1.5, "beta_fast": 32}),
+        (PAPER | {"mscale": 1.0, "mscale_all_dim": 1.0}, 32768, {"attention_factor": 1}),
+        (PAPER | {"factor": None}, 32768, {"factor": 4}),
+        (PAPER | {"factor": 8.0, "truncate": False}, 65536, {"factor": 8, "truncate": False}),
+    ],
+)
+@pytest.mark.parametrize("style", [4, 5])
+def test_rotary_scaling(scaling, context, expected, style):
+    if style == 4:
+        config = read(rope_scaling=scaling)
+    else:
+        config = decoder_config(
+            {**GOOD, **NEW, "rope_parameters": {"rope_theta": 1e6, **scaling}}, defaults=DEFAULTS
+        )
+    assert config.max_position_embeddings == context
+    found = vars(config.rotary_scaling)
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+
+
+def test_keys_that_change_nothing_are_ignored():
+    read(attention_dropout=0.1, router_aux_loss_coef=0.001, rope_scaling_factor=1.0, unsloth="x")
+    read(_attn_implementation="eager", residual_multiplier=0, use_fused_rope=True, use_qk_norm="")
+
+
+EXPERTS = {
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 96,
+    "decoder_sparse_step": 1,
+    "norm_topk_prob": True,
+}
+
+
+def read_experts(**changes):
+    raw = {**GOOD, **OLD, **EXPERTS, **changes}
+    return decoder_config(raw, defaults=DEFAULTS, extend=with_experts).experts
+
+
+def test_experts():
+    found = read_experts()
+    assert (found.count, found.top_k, found.intermediate_size) == (8, 2, 96)
+    assert found.normalise is True
+    assert found.layers == frozenset(range(24))
+    assert read_experts(num_experts=None, num_local_experts=8) == found
+    assert read_experts(mlp_only_layers=[0, 5]).layers == frozenset(range(24)) - {0, 5}
+    assert sorted(read_experts(decoder_sparse_step=5).layers) == [4, 9, 14, 19]
+    assert read_experts(decoder_sparse_step=25) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_experts_per_tok": 9}, "9 is more than the 8 experts"),
+        ({"num_experts": None}, "num_experts: missing"),
+        ({"mlp_only_layers": [24]}, "mlp_only_layers: must list layers below 24"),
+        ({"mlp_only_layers": 3}, "mlp_only_layers: must list"),
+        ({"decoder_sparse_step": 0}, "decoder_sparse_step: must be a whole number from 1"),
+        ({"norm_topk_prob": 1}, "norm_topk_prob: must be true or false"),
+        ({"shared_expert_intermediate_size": 64}, "not understood"),
+    ],
+)
+def test_expert_refusals(changes, words):
+    with pytest.raises(BadCheckpoint) as caught:
+        read_experts(**changes)
+    assert words in caught.value.message
 
 
 def test_all_problems_at_once():
@@ -173,7 +289,11 @@ JUNK = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner),
     max_leaves=8,
 )
-KEYS = sorted({*GOOD, *OLD, *NEW, "head_dim", "quantization_config", "attention_bias"})
+KEYS = sorted({*GOOD, *OLD, *NEW, *EXPERTS, "head_dim", "quantization_config", "attention_bias"})
+SCALING = st.dictionaries(
+    st.sampled_from([*PAPER, "type", "mscale", "mscale_all_dim", "beta_slow", "attention_factor"]),
+    JUNK | st.sampled_from(["yarn", "linear", "dynamic", 4.0, 1.0, 8192]),
+)
 
 
 @settings(deadline=None, suppress_health_check=list(HealthCheck))
@@ -181,6 +301,17 @@ KEYS = sorted({*GOOD, *OLD, *NEW, "head_dim", "quantization_config", "attention_
 def test_junk_is_refused_in_one_way(changes):
     with suppress(BadCheckpoint):
         decoder_config({**GOOD, **OLD, **changes}, defaults=DEFAULTS)
+    with suppress(BadCheckpoint):
+        decoder_config({**GOOD, **OLD, **EXPERTS, **changes}, defaults={}, extend=with_experts)
+
+
+@settings(deadline=None, suppress_health_check=list(HealthCheck))
+@given(SCALING)
+def test_junk_scalings_are_refused_or_make_finite_tables(scaling):
+    with suppress(BadCheckpoint):
+        found = read(rope_scaling=scaling)
+        table = rotary_table(9, found.head_dim, found.rope_theta, found.rotary_scaling)
+        assert np.isfinite(table).all()
 
 
 @settings(deadline=None, suppress_health_check=list(HealthCheck))

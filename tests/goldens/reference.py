@@ -22,7 +22,7 @@ class Answer(NamedTuple):
 
 
 def compute(case: tiny.Case, dtype: str = "float32") -> Answer:
-    """Run Qwen2ForCausalLM in float32 with eager attention; ``dtype`` rounds the weights first.
+    """Run the case's model in float32 with eager attention; ``dtype`` rounds the weights first.
 
     The continuation is chosen by re-running the whole sequence each time: no cache takes part.
     """
@@ -57,12 +57,13 @@ def versions() -> dict[str, str]:
 
 def _build(case: tiny.Case, dtype: str) -> Any:
     import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    import transformers
 
-    config = Qwen2Config(**case.config)
+    architecture = tiny.ARCHITECTURES[case.family]
+    config = getattr(transformers, architecture.replace("ForCausalLM", "Config"))(**case.config)
     config._attn_implementation = "eager"
-    model = Qwen2ForCausalLM(config).to(torch.float32)
-    state = {name: torch.from_numpy(t) for name, t in tiny.weights(case, dtype).items()}
+    model = getattr(transformers, architecture)(config).to(torch.float32)
+    state = {name: torch.from_numpy(t) for name, t in _stacked(case, dtype).items()}
     missing, unexpected = model.load_state_dict(state, strict=False)
     if unexpected or set(missing) - ({"lm_head.weight"} if case.tied else set()):
         raise ValueError(f"{case.name}: missing {missing}, unexpected {unexpected}")
@@ -72,8 +73,26 @@ def _build(case: tiny.Case, dtype: str) -> Any:
     return model.eval()
 
 
+def _stacked(case: tiny.Case, dtype: str) -> dict[str, np.ndarray]:
+    """The weights as transformers 5 holds them: experts one above the other, gate and up fused."""
+    held = tiny.weights(case, dtype)
+    for layer in filter(case.is_sparse, range(case.num_layers)):
+        prefix = f"model.layers.{layer}.mlp.experts"
+        parts = {
+            name: np.stack(
+                [held.pop(f"{prefix}.{e}.{name}.weight") for e in range(case.more["num_experts"])]
+            )
+            for name in ("gate_proj", "up_proj", "down_proj")
+        }
+        fused = np.concatenate([parts["gate_proj"], parts["up_proj"]], axis=1)
+        held |= {f"{prefix}.gate_up_proj": fused, f"{prefix}.down_proj": parts["down_proj"]}
+    return held
+
+
 def _check_theta(model: Any, case: tiny.Case) -> None:
     """Transformers 4 and 5 name the rotary base differently; a default must not slip in."""
+    if "rope_scaling" in case.more:
+        return
     exponents = np.arange(0, case.head_dim, 2) / case.head_dim
     held = model.model.rotary_emb.inv_freq.numpy()
     np.testing.assert_allclose(held, case.rope_theta**-exponents, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Tiny Qwen2 models, generated and never stored: numpy only, so any interpreter can make them.
+"""Tiny models of every family, generated and never stored, with numpy only.
 
 The goldens (``make_goldens.py``) and the tests build the same float32 weights from a seed::
 
@@ -9,7 +9,9 @@ The goldens (``make_goldens.py``) and the tests build the same float32 weights f
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,9 +26,13 @@ LOGIT_SPREAD = 3.0
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One configuration. ``bfloat16``: there is also a golden of the bf16-rounded weights."""
+    """One configuration. ``bfloat16``: there is also a golden of the bf16-rounded weights.
+    ``more``: further keys of config.json. ``width``: an explicit head_dim."""
 
     name: str
+    family: str = "qwen2"
+    more: Mapping[str, Any] = field(default_factory=dict)
+    width: int = 0
     hidden_size: int = 64
     intermediate_size: int = 160
     num_layers: int = 3
@@ -43,14 +49,24 @@ class Case:
 
     @property
     def head_dim(self) -> int:
-        return self.hidden_size // self.num_heads
+        return self.width or self.hidden_size // self.num_heads
+
+    @property
+    def qk_norm(self) -> bool:
+        return self.family.startswith("qwen3")
+
+    def is_sparse(self, layer: int) -> bool:
+        """Whether a layer has experts."""
+        step = self.more.get("decoder_sparse_step", 1)
+        dense = self.more.get("mlp_only_layers", ())
+        return "num_experts" in self.more and layer not in dense and (layer + 1) % step == 0
 
     @property
     def config(self) -> dict[str, Any]:
         """config.json as transformers 4 writes it, without the dtype."""
         return {
-            "architectures": ["Qwen2ForCausalLM"],
-            "model_type": "qwen2",
+            "architectures": [ARCHITECTURES[self.family]],
+            "model_type": self.family,
             "vocab_size": self.vocab_size,
             "hidden_size": self.hidden_size,
             "intermediate_size": self.intermediate_size,
@@ -68,8 +84,37 @@ class Case:
             "use_sliding_window": False,
             "sliding_window": None,
             "max_window_layers": self.num_layers,
+            **({"head_dim": self.width} if self.width else {}),
+            **deepcopy(self.more),  # transformers writes into what it is given
         }
 
+
+ARCHITECTURES = {
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen2_moe": "Qwen2MoeForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+}
+
+_SHARED = {
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+    "shared_expert_intermediate_size": 64,
+    "norm_topk_prob": False,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+}
+_EXPERTS = {
+    "num_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 48,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+}
+_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+_WINDOW = {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}
 
 _ALL = (
     Case(name="gqa", seed=11, bfloat16=True),
@@ -101,6 +146,53 @@ _ALL = (
     ),
     # More tokens than a prefill chunk or a few cache blocks hold.
     Case(name="long", seed=7, vocab_size=160, num_layers=2, prompt_length=300, rope_theta=1e4),
+    Case(name="qwen3", family="qwen3", seed=61, width=32, vocab_size=160),
+    Case(name="qwen3_tied", family="qwen3", seed=22, width=20, vocab_size=131, tied=True),
+    Case(name="moe", family="qwen2_moe", seed=23, vocab_size=160, more=_SHARED),
+    Case(
+        name="moe_norm",
+        family="qwen2_moe",
+        seed=24,
+        vocab_size=160,
+        num_layers=4,
+        more=_SHARED | {"norm_topk_prob": True, "decoder_sparse_step": 2},
+    ),
+    Case(
+        name="moe_dense",
+        family="qwen2_moe",
+        seed=25,
+        vocab_size=160,
+        num_kv_heads=4,
+        more=_SHARED | {"mlp_only_layers": [1]},
+    ),
+    Case(name="qwen3_moe", family="qwen3_moe", seed=26, width=32, vocab_size=160, more=_EXPERTS),
+    Case(
+        name="yarn",
+        seed=27,
+        vocab_size=160,
+        num_layers=2,
+        rope_theta=1e4,
+        max_position_embeddings=32,
+        prompt_length=104,  # and 24 new ones: four times the trained length
+        more={"rope_scaling": _YARN},
+    ),
+    Case(
+        name="yarn_exact",
+        seed=28,
+        vocab_size=160,
+        num_layers=2,
+        max_position_embeddings=128,
+        more={"rope_scaling": _YARN | {"truncate": False, "attention_factor": 1.25}},
+    ),
+    Case(
+        name="linear",
+        seed=29,
+        vocab_size=160,
+        num_layers=2,
+        more={"rope_scaling": {"rope_type": "linear", "factor": 2.5}},
+    ),
+    Case(name="window", seed=50, vocab_size=160, more=_WINDOW),
+    Case(name="qwen3_window", family="qwen3", seed=51, width=16, vocab_size=160, more=_WINDOW),
 )
 
 CASES: dict[str, Case] = {case.name: case for case in _ALL}
@@ -112,8 +204,8 @@ def weights(case: Case, dtype: str = "float32") -> dict[str, np.ndarray]:
     rng = np.random.Generator(np.random.PCG64(case.seed))
     tensors = {"model.embed_tokens.weight": _embedding(rng, case)}
     for layer in range(case.num_layers):
-        tensors |= _layer(rng, case, f"model.layers.{layer}.")
-    tensors["model.norm.weight"] = _norm(rng, case)
+        tensors |= _layer(rng, case, layer)
+    tensors["model.norm.weight"] = _norm(rng, case.hidden_size)
     if not case.tied:
         tensors["lm_head.weight"] = _linear(rng, case.vocab_size, case.hidden_size, LOGIT_SPREAD)
     return {name: round_bfloat16(t) if dtype == "bfloat16" else t for name, t in tensors.items()}
@@ -132,24 +224,50 @@ def round_bfloat16(array: np.ndarray) -> np.ndarray:
     return (rounded & np.uint32(0xFFFF0000)).view(np.float32)
 
 
-def _layer(rng: np.random.Generator, case: Case, prefix: str) -> dict[str, np.ndarray]:
-    hidden, inner, kv = case.hidden_size, case.intermediate_size, case.num_kv_heads * case.head_dim
+def _layer(rng: np.random.Generator, case: Case, layer: int) -> dict[str, np.ndarray]:
+    prefix = f"model.layers.{layer}."
+    hidden, kv = case.hidden_size, case.num_kv_heads * case.head_dim
+    queries = case.num_heads * case.head_dim
     # A gain above 1 on q and k makes attention uneven, so that a wrong position shows.
     shapes = {
-        "self_attn.q_proj": (hidden, hidden, 1.5),
+        "self_attn.q_proj": (queries, hidden, 1.5),
         "self_attn.k_proj": (kv, hidden, 1.5),
         "self_attn.v_proj": (kv, hidden, 1.0),
-        "self_attn.o_proj": (hidden, hidden, 1.0),
-        "mlp.gate_proj": (inner, hidden, 1.0),
-        "mlp.up_proj": (inner, hidden, 1.0),
-        "mlp.down_proj": (hidden, inner, 1.5),
+        "self_attn.o_proj": (hidden, queries, 1.0),
+        **_mlp(case, layer),
     }
     out = {f"{prefix}{name}.weight": _linear(rng, *shape) for name, shape in shapes.items()}
-    for name, size in (("q", hidden), ("k", kv), ("v", kv)):
-        out[f"{prefix}self_attn.{name}_proj.bias"] = _normal(rng, (size,), 0.3)
+    if not case.qk_norm:
+        for name, size in (("q", queries), ("k", kv), ("v", kv)):
+            out[f"{prefix}self_attn.{name}_proj.bias"] = _normal(rng, (size,), 0.3)
     for name in ("input_layernorm", "post_attention_layernorm"):
-        out[f"{prefix}{name}.weight"] = _norm(rng, case)
+        out[f"{prefix}{name}.weight"] = _norm(rng, case.hidden_size)
+    if case.qk_norm:
+        for name in ("q_norm", "k_norm"):
+            out[f"{prefix}self_attn.{name}.weight"] = _norm(rng, case.head_dim) * np.float32(1.5)
     return out
+
+
+def _mlp(case: Case, layer: int) -> dict[str, tuple[int, int, float]]:
+    """Name -> rows, columns and gain of the linears of the MLP or the experts."""
+    hidden = case.hidden_size
+
+    def gated(prefix: str, inner: int) -> dict[str, tuple[int, int, float]]:
+        return {
+            f"{prefix}gate_proj": (inner, hidden, 1.0),
+            f"{prefix}up_proj": (inner, hidden, 1.0),
+            f"{prefix}down_proj": (hidden, inner, 1.5),
+        }
+
+    if not case.is_sparse(layer):
+        return gated("mlp.", case.intermediate_size)
+    shapes = {"mlp.gate": (case.more["num_experts"], hidden, 2.0)}
+    for expert in range(case.more["num_experts"]):
+        shapes |= gated(f"mlp.experts.{expert}.", case.more["moe_intermediate_size"])
+    if "shared_expert_intermediate_size" in case.more:
+        shapes |= gated("mlp.shared_expert.", case.more["shared_expert_intermediate_size"])
+        shapes["mlp.shared_expert_gate"] = (1, hidden, 1.0)
+    return shapes
 
 
 def _embedding(rng: np.random.Generator, case: Case) -> np.ndarray:
@@ -158,8 +276,8 @@ def _embedding(rng: np.random.Generator, case: Case) -> np.ndarray:
     return _normal(rng, (case.vocab_size, case.hidden_size), spread)
 
 
-def _norm(rng: np.random.Generator, case: Case) -> np.ndarray:
-    return np.float32(1) + _normal(rng, (case.hidden_size,), 0.1)
+def _norm(rng: np.random.Generator, size: int) -> np.ndarray:
+    return np.float32(1) + _normal(rng, (size,), 0.1)
 
 
 def _linear(rng: np.random.Generator, rows: int, columns: int, gain: float) -> np.ndarray:

@@ -14,7 +14,7 @@ from goldens.tokenizer import write_tokenizer
 if TYPE_CHECKING:
     from goldens.tiny import Case
 
-LINEAR_SUFFIXES = ("_proj.weight", "lm_head.weight")
+LINEAR_SUFFIXES = ("_proj.weight", "lm_head.weight", "mlp.gate.weight", "_expert_gate.weight")
 
 
 def write_checkpoint(
@@ -31,8 +31,9 @@ def write_checkpoint(
 ) -> Path:
     """Make ``folder`` with config, weights and tokenizer, and return it.
 
-    layout "paddle": linear weights [in, out] and ``qwen2.`` for ``model.``. shards > 1: that many
-    files and an index. config_style: the transformers major whose config.json is imitated.
+    layout "paddle": linear weights [in, out] and PaddleNLP's prefix for ``model.``. shards > 1:
+    that many files and an index. config_style: the transformers major whose config.json is
+    imitated.
     store_tied_head: a tied model's head is in the file as well, as some writers leave it.
     tensors: written instead of the case's own (HF names); one that already has a dtype other
     than float32 keeps it. config: keys laid over config.json; a value of None removes the key.
@@ -46,7 +47,7 @@ def write_checkpoint(
         held["lm_head.weight"] = held["model.embed_tokens.weight"]
     stored = {name: _cast(tensor, dtype) for name, tensor in held.items()}
     if layout == "paddle":
-        stored = _paddle_layout(stored, tied=case.tied)
+        stored = _paddle_layout(stored, case)
     _write_tensors(folder, stored, shards, {"format": "pt" if layout == "hf" else "np"})
     tokens = write_tokenizer(folder, case.vocab_size)
     raw = _config(case.config, dtype, "paddle" if layout == "paddle" else config_style)
@@ -78,12 +79,13 @@ def _cast(tensor: np.ndarray, dtype: str) -> np.ndarray:
     return tensor.astype(dtype)
 
 
-def _paddle_layout(tensors: Mapping[str, np.ndarray], *, tied: bool) -> dict[str, np.ndarray]:
+def _paddle_layout(tensors: Mapping[str, np.ndarray], case: Case) -> dict[str, np.ndarray]:
     """PaddleNLP's names and shapes. Its head is [in, out] too, unless tied to the embedding."""
-    out = {}
+    out, tied = {}, case.tied
+    prefix = "model." if case.family.startswith("qwen3") else f"{case.family}."
     for name, tensor in tensors.items():
         linear = name.endswith(LINEAR_SUFFIXES) and not (tied and name == "lm_head.weight")
-        new_name = name.replace("model.", "qwen2.", 1) if name.startswith("model.") else name
+        new_name = name.replace("model.", prefix, 1) if name.startswith("model.") else name
         out[new_name] = np.ascontiguousarray(tensor.T) if linear else tensor
     return out
 
@@ -93,11 +95,16 @@ def _config(raw: dict[str, Any], dtype: str, style: int | str) -> dict[str, Any]
         return raw | {"dtype": dtype, "paddlenlp_version": "3.0.0b4"}
     if style == 4:
         return raw | {"torch_dtype": dtype, "transformers_version": "4.51.0"}
-    theta = raw.pop("rope_theta")
+    theta, scaling = raw.pop("rope_theta"), raw.pop("rope_scaling", {"rope_type": "default"})
+    layers = range(raw["num_hidden_layers"])
+    window = raw["max_window_layers"] if raw["use_sliding_window"] else len(layers)
+    kinds = ["full_attention" if i < window else "sliding_attention" for i in layers]
+    if raw["model_type"] == "qwen3_moe":  # what its num_experts is called there
+        raw["num_local_experts"] = raw.pop("num_experts")
     return raw | {
         "dtype": dtype,
-        "rope_parameters": {"rope_theta": theta, "rope_type": "default"},
-        "layer_types": ["full_attention"] * raw["num_hidden_layers"],
+        "rope_parameters": {"rope_theta": theta, **scaling},
+        "layer_types": kinds,
         "transformers_version": "5.0.0",
     }
 

@@ -59,7 +59,8 @@ def paged(rng, lengths, kv_heads, dim, dtype="float32"):
     ids=["first", "decode", "short", "prefill", "chunk", "ragged"],
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_paged_attention(heads, kv_heads, dim, counts, lengths, dtype, rng):
+@pytest.mark.parametrize("window", [0, 1, 7, 1000])
+def test_paged_attention(heads, kv_heads, dim, counts, lengths, window, dtype, rng):
     caches, tables, contents = paged(rng, lengths, kv_heads, dim, dtype)
     queries = rng.normal(size=(sum(counts), heads, dim)).astype(np.float32)
     starts = np.cumsum([0, *counts]).astype(np.int32)
@@ -70,29 +71,44 @@ def test_paged_attention(heads, kv_heads, dim, counts, lengths, dtype, rng):
         paddle.to_tensor(np.array(lengths, np.int32)),
         paddle.to_tensor(tables),
         dim**-0.5,
+        *([window] if window else []),
     ).numpy()
     for row, (keys, values) in enumerate(contents):
         part = slice(starts[row], starts[row + 1])
-        expected = reference64.attention(queries[part], keys, values, dim**-0.5)
+        expected = reference64.attention(queries[part], keys, values, dim**-0.5, window)
         flat = expected.reshape(counts[row], heads * dim)
         np.testing.assert_allclose(got[part], flat, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 4, 16), (9, 3, 64), (3, 1, 20)])
 @pytest.mark.parametrize("theta", [1e4, 1e6])
-def test_rotary_kv_write(heads, kv_heads, dim, theta, rng, version):
+@pytest.mark.parametrize("more", ["", "norms", "scale"])
+def test_rotary_kv_write(heads, kv_heads, dim, theta, more, rng, version):
     positions = np.array([0, 1, 5, 4000, 63], np.int64)
     slots = np.array([7, 0, 23, 3, 45], np.int64)
     qkv = rng.normal(size=(5, (heads + 2 * kv_heads) * dim)).astype(np.float32)
     caches = [paddle.full([3, BLOCK, kv_heads, dim], 9.0) for _ in range(2)]
+    norms = [rng.uniform(0.5, 2, dim).astype(np.float32) for _ in range(2)]
+    factors = rng.uniform(0.5, 2, 4096).astype(np.float32)
+    given = {
+        "norms": (*map(paddle.to_tensor, norms), 1e-3),
+        "scale": (None, None, 0.0, paddle.to_tensor(factors)),
+    }
     queries = ops.rotary_kv_write(
         paddle.to_tensor(qkv),
         paddle.to_tensor(rotary_table(4096, dim, theta)),
         paddle.to_tensor(positions),
         *caches,
         paddle.to_tensor(slots),
+        *given.get(more, ()),
     ).numpy()
-    split = qkv.reshape(5, -1, dim)
+    split = qkv.reshape(5, -1, dim).copy()
+    if more == "norms":
+        split[:, :heads] = reference64.rms_norm(split[:, :heads], norms[0], 1e-3)
+        rows = slice(heads, heads + kv_heads)
+        split[:, rows] = reference64.rms_norm(split[:, rows], norms[1], 1e-3)
+    if more == "scale":
+        queries = queries / factors[positions][:, None, None]
     keys, values = (cache.numpy() for cache in caches)
     if version == "cpu" and dim % 16 == 0:  # there a block's keys lie dimension by dimension
         keys = keys.reshape(3, kv_heads, dim, BLOCK).transpose(0, 3, 1, 2)

@@ -39,6 +39,14 @@ def test_silu_gate(rng):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_to_float32(dtype, rng):
+    x = paddle.to_tensor(rng.normal(size=(3, 5)).astype(np.float32)).astype(dtype)
+    got = ops.to_float32(x)
+    assert got.dtype == paddle.float32
+    np.testing.assert_array_equal(got.numpy(), x.astype("float32").numpy())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_embed_takes_rows_in_the_dtype_asked_for(dtype, rng):
     table = paddle.to_tensor(rng.normal(size=(50, 12)).astype(np.float32)).astype(dtype)
     ids = paddle.to_tensor(np.array([0, 49, 7, 7]))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import paddle
 
-from qinfer.core.protocols import Layer
+from qinfer.core.protocols import ExpertLayer, Layer
 from qinfer.core.specs import QuantPlugin, hookimpl
 from qinfer.core.types import (
     Array,
@@ -18,7 +18,7 @@ from qinfer.core.types import (
     QuantPlan,
     Scheme,
 )
-from qinfer.plugins.quant.none import PlainLinear, pack_plain, plain_scheme
+from qinfer.plugins.quant.none import build_plain, pack_plain, plain_scheme
 
 BLOCK = 32
 INT8 = Scheme(name="int8-blockwise", weight_dtype="int8", weight_scale="group", group_size=BLOCK)
@@ -39,11 +39,11 @@ class Int8Blockwise(QuantPlugin):
     def plan_quant(
         self, config: ModelConfig, layers: Sequence[LinearSpec], device: DeviceInfo
     ) -> QuantPlan:
-        """int8 where blocks fit; the vocabulary head keeps the model's precision."""
+        """int8 where blocks fit; head, router and experts keep the model's precision."""
         skipped = {}
         for spec in layers:
-            if spec.role == "lm_head":
-                skipped[spec.name] = "the vocabulary head keeps the model's precision"
+            if spec.experts or spec.role not in ("qkv", "o", "gate_up", "down"):
+                skipped[spec.name] = "only attention and MLPs are quantised"
             elif spec.in_features % BLOCK:
                 skipped[spec.name] = f"{spec.in_features} inputs are no multiple of {BLOCK}"
         plain = plain_scheme(config)
@@ -64,9 +64,11 @@ class Int8Blockwise(QuantPlugin):
         }
 
     @hookimpl
-    def build_linear(self, spec: LinearSpec, scheme: Scheme, params: Mapping[str, Array]) -> Layer:
+    def build_linear(
+        self, spec: LinearSpec, scheme: Scheme, params: Mapping[str, Array]
+    ) -> Layer | ExpertLayer:
         """A product with int8 weights, or a plain one where the plan left the layer out."""
-        return Int8Linear(params) if scheme == INT8 else PlainLinear(spec, scheme, params)
+        return Int8Linear(params) if scheme == INT8 else build_plain(spec, scheme, params)
 
 
 class Int8Linear:

@@ -1,0 +1,134 @@
+"""Routing, the products of chosen experts and their sum, against float64."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from ops import reference64
+from qinfer.core.device import place
+from qinfer.cuda_ops import ops
+
+E4M3 = ml_dtypes.float8_e4m3fn
+SHAPES = [(1, 4, 60, 64, 32), (7, 2, 5, 63, 48), (33, 3, 8, 64, 20), (5, 1, 3, 128, 16)]
+"""Tokens, choices, experts, inputs, outputs."""
+
+
+@pytest.fixture(params=SHAPES, ids=lambda s: "x".join(map(str, s)))
+def case(request, rng):
+    """Inputs for each token or each pair, experts [T, k] without repetition in a row."""
+    tokens, top_k, count, inputs, outputs = request.param
+    order = np.stack([rng.permutation(count)[:top_k] for _ in range(tokens)]).astype(np.int32)
+    x = {n: rng.normal(size=(n, inputs)).astype(np.float32) for n in (tokens, tokens * top_k)}
+    return x, order, (count, inputs, outputs)
+
+
+def expected(x, experts, weights):
+    """Row by row in float64; weights [E, in, out]."""
+    chosen = experts.reshape(-1)
+    rows = np.repeat(x.astype(np.float64), len(chosen) // len(x), axis=0)
+    return np.stack([row @ weights[e] for row, e in zip(rows, chosen, strict=True)])
+
+
+def by_expert(weight, count):
+    """[E * out, in] -> [E, in, out] in float64."""
+    return weight.astype(np.float64).reshape(count, -1, weight.shape[1]).transpose(0, 2, 1)
+
+
+def tensors(*arrays):
+    return [place(np.ascontiguousarray(array)) for array in arrays]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_expert_linear(case, dtype, rng):
+    inputs, experts, (count, width, out) = case
+    weight = rng.normal(size=(count * out, width)).astype(getattr(ml_dtypes, dtype, dtype))
+    arranged = ops.arrange_experts(*tensors(weight), count, "float32")
+    for x in inputs.values():
+        got = ops.expert_linear(*tensors(x), arranged, *tensors(experts), dtype, out).numpy()
+        want = expected(x, experts, by_expert(weight, count))
+        np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+
+
+def test_expert_linear_int8(case, rng):
+    inputs, experts, (count, width, out) = case
+    weight = rng.integers(-127, 128, (count * out, width)).astype(np.int8)
+    scale = rng.uniform(1e-3, 1, count * out).astype(np.float32)
+    arranged = ops.arrange_experts(*tensors(weight), count, "float32")
+    exact = by_expert(weight, count) * scale.reshape(count, 1, out)
+    for x in inputs.values():
+        got = ops.expert_linear_int8(*tensors(x), arranged, *tensors(scale, experts), out).numpy()
+        want = expected(x, experts, exact)
+        # A version may round x to sixteen bits of its row's largest magnitude.
+        np.testing.assert_allclose(got, want, atol=5e-5 * np.abs(want).max())
+
+
+def test_expert_linear_fp8(case, rng):
+    inputs, experts, (count, width, out) = case
+    weight = (rng.normal(size=(count * out, width)) * 40).clip(-448, 448).astype(E4M3)
+    scale = rng.uniform(1e-3, 1, count * out).astype(np.float32)
+    arranged = ops.arrange_experts(*tensors(weight), count, "float32")
+    exact = by_expert(weight, count) * scale.reshape(count, 1, out)
+    for x in inputs.values():
+        got = ops.expert_linear_fp8(*tensors(x), arranged, *tensors(scale, experts), out).numpy()
+        x_scale = np.abs(x).max(axis=1, keepdims=True) / np.float32(448)
+        rounded = np.clip(x / x_scale, -448, 448).astype(E4M3).astype(np.float64) * x_scale
+        want = expected(rounded, experts, exact)
+        np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+
+
+@pytest.mark.parametrize(("count", "out"), [(60, 32), (3, 20)])
+def test_expert_linear_int4(count, out, rng):
+    experts = rng.integers(0, count, (6, 2)).astype(np.int32)
+    weight = rng.integers(-8, 8, (count * out, 128)).astype(np.int8)
+    scale = rng.uniform(1e-2, 1, (count * out, 2)).astype(np.float32)
+    arranged, scales = ops.arrange_experts_int4(*tensors(weight, scale), count)
+    whole = by_expert(weight.astype(np.float64) * np.repeat(scale, 64, axis=1), count)
+    for rows in (6, 12):
+        x = rng.normal(size=(rows, 128)).astype(np.float32)
+        got = ops.expert_linear_int4(*tensors(x), arranged, scales, *tensors(experts), out)
+        want = expected(x, experts, whole)
+        np.testing.assert_allclose(got.numpy(), want, atol=2e-4 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize(("tokens", "count", "top_k"), [(1, 60, 4), (9, 8, 8), (40, 128, 8)])
+def test_route(tokens, count, top_k, normalise, rng):
+    logits = (rng.normal(size=(tokens, count)) * 3).astype(np.float32)
+    weights, experts = (part.numpy() for part in ops.route(*tensors(logits), top_k, normalise))
+    probabilities = reference64.softmax(logits.astype(np.float64))
+    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
+    assert experts.dtype == np.int32
+    np.testing.assert_array_equal(experts, order)
+    want = np.take_along_axis(probabilities, order, axis=1)
+    want = want / want.sum(axis=1, keepdims=True) if normalise else want
+    np.testing.assert_allclose(weights, want, rtol=1e-5)
+
+
+def test_equal_logits_choose_the_lower_experts():
+    logits = np.zeros((2, 70), np.float32)
+    logits[1, 40:60] = 1
+    _, experts = ops.route(*tensors(logits), 4, False)
+    np.testing.assert_array_equal(experts.numpy(), [[0, 1, 2, 3], [40, 41, 42, 43]])
+
+
+def test_mix_experts(rng):
+    routed = rng.normal(size=(5 * 3, 16)).astype(np.float32)
+    weights = rng.uniform(size=(5, 3)).astype(np.float32)
+    shared, gate = rng.normal(size=(5, 16)), rng.normal(size=(5, 1)) * 4
+    want = np.einsum("tkh,tk->th", routed.reshape(5, 3, 16).astype(np.float64), weights)
+    alone = ops.mix_experts(*tensors(routed, weights), None, None)
+    np.testing.assert_allclose(alone.numpy(), want, atol=1e-6)
+    both = tensors(shared.astype(np.float32), gate.astype(np.float32))
+    got = ops.mix_experts(*tensors(routed, weights), *both)
+    np.testing.assert_allclose(got.numpy(), want + shared / (1 + np.exp(-gate)), atol=1e-5)
+
+
+def test_experts_that_are_not_chosen_are_not_read(rng):
+    """Their weights are NaN: touching one would show."""
+    weight = np.full((6 * 16, 32), np.nan, np.float32)
+    weight[16 * 2 : 16 * 3] = rng.normal(size=(16, 32))
+    arranged = ops.arrange_experts(*tensors(weight), 6, "float32")
+    x = rng.normal(size=(4, 32)).astype(np.float32)
+    chosen = np.full((4, 1), 2, np.int32)
+    got = ops.expert_linear(*tensors(x), arranged, *tensors(chosen), "float32", 16)
+    np.testing.assert_allclose(got.numpy(), x @ weight[32:48].T, atol=1e-4)
