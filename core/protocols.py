@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from qinfer.core.types import Array, LinearSpec, SamplingInput, StepInput, StepOutput
+from qinfer.core.types import Array, LayerCache, LinearSpec, SamplingInput, StepInput, StepOutput
 
 
 class Layer(Protocol):
@@ -51,11 +51,11 @@ class ModelParts(Protocol):
 class Model(Protocol):
     """A built decoder."""
 
-    def __call__(self, batch: StepInput, cache: Sequence[tuple[Array, Array]]) -> Array:
+    def __call__(self, batch: StepInput, cache: Sequence[LayerCache]) -> Array:
         """Write the new keys and values in place, return logits [R, vocab_size] float32.
 
-        ``batch`` holds device tensors; ``cache`` one (key, value) pair per layer, shaped as
-        ``CacheSpec`` says.
+        ``batch`` holds device tensors; ``cache`` has an entry for each layer, which attention's
+        operators understand.
         """
 
 

@@ -217,10 +217,9 @@ class QuantPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class CacheSpec:
-    """The paged KV cache: per layer a key and a value tensor.
+    """The paged KV cache: a ``LayerCache`` for each layer.
 
-    Each is [num_blocks, block_size, num_kv_heads, head_dim]; the order inside a block belongs to
-    the operators that write and read it.
+    ``dtype`` is float32, float16, bfloat16, or int8 or float8_e4m3fn with scales.
     """
 
     num_layers: int
@@ -231,11 +230,30 @@ class CacheSpec:
     num_blocks: int = 0
 
     @property
+    def is_scaled(self) -> bool:
+        """Whether a number stands for itself times a scale, one for each token and head."""
+        return self.dtype in ("int8", "float8_e4m3fn")
+
+    @property
     def bytes_per_block(self) -> int:
         """Bytes one block takes in all layers, keys and values together."""
         item = {"float32": 4, "bfloat16": 2, "float16": 2}.get(self.dtype, 1)
-        slots = self.num_layers * 2 * self.block_size
-        return slots * self.num_kv_heads * self.head_dim * item
+        row = self.head_dim * item + 4 * self.is_scaled
+        return self.num_layers * 2 * self.block_size * self.num_kv_heads * row
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerCache:
+    """One layer's keys and values, [num_blocks, block_size, num_kv_heads, head_dim] tensors.
+
+    Scales are [num_blocks, block_size, num_kv_heads] float32, or None where ``CacheSpec`` has
+    none. The order inside a block belongs to the operators that write and read it.
+    """
+
+    keys: Array
+    values: Array
+    key_scales: Array | None = None
+    value_scales: Array | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,8 @@ import paddle
 from paddle import Tensor
 from paddle.nn.functional import softmax
 
+from qinfer.core.types import LayerCache
+from qinfer.cuda_ops.linear import E4M3_MAX, E4M3_UNIT, decode_e4m3
 from qinfer.cuda_ops.table import operator
 
 
@@ -14,8 +16,7 @@ def rotary_kv_write(
     qkv: Tensor,
     rotary: Tensor,
     positions: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
+    cache: LayerCache,
     slot_mapping: Tensor,
     q_norm: Tensor | None = None,
     k_norm: Tensor | None = None,
@@ -26,13 +27,16 @@ def rotary_kv_write(
 
     qkv [T, (Hq + 2 Hkv) D] = [q | k | v]. rotary [P, 2 D]: for each position cos twice, then
     -sin, then sin (half-rotation: dimension i pairs with i + D/2; arXiv:2104.09864).
-    positions, slot_mapping [T]. Caches [blocks, block_size, Hkv, D], written in place; a version
-    may order what is inside a block as its ``paged_attention`` wants it. Returns [T, Hq, D].
+    positions, slot_mapping [T]. The cache is written in place; a version may order what is inside
+    a block as its ``paged_attention`` wants it. Returns [T, Hq, D].
+
+    A cache with scales holds each head's D numbers divided by their scale, which is their largest
+    magnitude / 127 (int8) or / 448 (e4m3), rounded to the nearest, ties to even.
 
     q_norm, k_norm [D]: weights of an RMS norm with ``eps`` over each head before it is rotated
     (Qwen3). query_scale [P]: for each position a factor of the queries (log-n attention).
     """
-    kv_heads, dim = key_cache.shape[2], key_cache.shape[3]
+    kv_heads, dim = cache.keys.shape[2:]
     heads = qkv.shape[1] // dim
     qkv = norm_heads(qkv, q_norm, k_norm, eps, kv_heads, dim)
     table = paddle.gather(rotary, positions).unsqueeze(1)
@@ -41,9 +45,9 @@ def rotary_kv_write(
     low, high = rotated[:, :, : dim // 2], rotated[:, :, dim // 2 :]
     rotated = rotated * cos + paddle.concat([high, low], axis=-1) * sin
     queries = heads - 2 * kv_heads
-    width = kv_heads * dim
-    _write(key_cache, slot_mapping, rotated[:, queries:].reshape([-1, width]))
-    _write(value_cache, slot_mapping, qkv[:, (heads - kv_heads) * dim :])
+    values = qkv[:, (heads - kv_heads) * dim :].reshape([-1, kv_heads, dim])
+    _write(cache.keys, cache.key_scales, slot_mapping, rotated[:, queries:])
+    _write(cache.values, cache.value_scales, slot_mapping, values)
     return scale_queries(rotated[:, :queries], query_scale, positions)
 
 
@@ -70,20 +74,43 @@ def scale_queries(queries: Tensor, scale: Tensor | None, positions: Tensor) -> T
     return queries * paddle.gather(scale, positions).reshape([-1, 1, 1])
 
 
-def _write(cache: Tensor, slots: Tensor, rows: Tensor) -> None:
-    """Overwrite rows of the cache seen as [slots, Hkv * D]; the view shares its memory.
+def _write(cache: Tensor, scales: Tensor | None, slots: Tensor, rows: Tensor) -> None:
+    """Overwrite ``slots`` with rows [T, Hkv, D]; in place, as views share the cache's memory.
 
     As 32-bit words: Paddle's scatter knows no smaller numbers on a CPU.
     """
+    if scales is not None:
+        largest = LARGEST[cache.dtype]
+        scale = (paddle.amax(paddle.abs(rows), axis=-1) / largest).clip(min=1e-30)
+        rows = (rows / scale.unsqueeze(-1)).clip(-largest, largest)
+        rows = paddle.round(rows) if cache.dtype == paddle.int8 else rows
+        paddle.scatter_(scales.view([-1, scales.shape[2]]), slots, scale, overwrite=True)
+    words = rows.reshape([rows.shape[0], -1]).astype(cache.dtype).view("int32")
     flat = cache.view([cache.shape[0] * cache.shape[1], -1]).view("int32")
-    paddle.scatter_(flat, slots, rows.astype(cache.dtype).view("int32"), overwrite=True)
+    paddle.scatter_(flat, slots, words, overwrite=True)
+
+
+LARGEST = {paddle.int8: 127.0, paddle.float8_e4m3fn: E4M3_MAX}
+"""What a head's largest magnitude is stored as."""
+
+
+def _read(cache: Tensor, scales: Tensor | None, blocks: Tensor, dtype: object) -> Tensor:
+    """The rows of these blocks, [slots, Hkv, D] in ``dtype``."""
+    heads, dim = cache.shape[2:]
+    words = paddle.gather(cache.view([cache.shape[0], -1]).view("int32"), blocks)
+    rows = words.view(cache.dtype).reshape([-1, heads, dim])
+    if scales is None:
+        return rows.astype(dtype)
+    scale = paddle.gather(scales, blocks).reshape([-1, heads, 1]).astype(dtype)
+    if cache.dtype == paddle.int8:
+        return rows.astype(dtype) * scale
+    return decode_e4m3(rows, dtype) * (scale * E4M3_UNIT)
 
 
 @operator
 def paged_attention(
     queries: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
+    cache: LayerCache,
     query_starts: Tensor,
     seq_lens: Tensor,
     block_tables: Tensor,
@@ -99,9 +126,7 @@ def paged_attention(
     """
     starts, lengths = query_starts.tolist(), seq_lens.tolist()
     outputs = [
-        _attend_one(
-            queries[start:end], key_cache, value_cache, block_tables[row], length, scale, window
-        )
+        _attend_one(queries[start:end], cache, block_tables[row], length, scale, window)
         for row, (start, end, length) in enumerate(
             zip(starts[:-1], starts[1:], lengths, strict=True)
         )
@@ -111,22 +136,21 @@ def paged_attention(
 
 def _attend_one(
     queries: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
+    cache: LayerCache,
     blocks: Tensor,
     length: int,
     scale: float,
     window: int,
 ) -> Tensor:
     count, heads, dim = queries.shape
-    block_size, kv_heads = key_cache.shape[1], key_cache.shape[2]
+    block_size, kv_heads = cache.keys.shape[1:3]
     used = blocks[: -(-length // block_size)]
     keys, values = (
-        paddle.gather(cache, used)
-        .reshape([-1, kv_heads, dim])[:length]
-        .astype(queries.dtype)
-        .transpose([1, 0, 2])
-        for cache in (key_cache, value_cache)
+        _read(part, scales, used, queries.dtype)[:length].transpose([1, 0, 2])
+        for part, scales in (
+            (cache.keys, cache.key_scales),
+            (cache.values, cache.value_scales),
+        )
     )
     # The heads that share a KV head become further rows of one product: [Hkv, group * n, D].
     grouped = (queries * scale).reshape([count, kv_heads, -1, dim]).transpose([1, 2, 0, 3])

@@ -10,8 +10,8 @@ import paddle
 from paddle import Tensor
 
 from qinfer.core.errors import Unsupported
+from qinfer.core.types import LayerCache
 from qinfer.cuda_ops import ops
-from qinfer.cuda_ops.attention import norm_heads, scale_queries
 from qinfer.cuda_ops.build import build, plan_build
 from qinfer.cuda_ops.record import Recorder, set_recorder
 from qinfer.cuda_ops.table import REFERENCE, use
@@ -126,67 +126,45 @@ def _rotary_kv_write(
     qkv: Tensor,
     rotary: Tensor,
     positions: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
+    cache: LayerCache,
     slot_mapping: Tensor,
     q_norm: Tensor | None = None,
     k_norm: Tensor | None = None,
     eps: float = 0.0,
     query_scale: Tensor | None = None,
 ) -> Tensor:
-    qkv = norm_heads(qkv, q_norm, k_norm, eps, *key_cache.shape[2:])
-    if not _fits(key_cache):
+    if not _fits(cache):
         reference = ops.rotary_kv_write.versions[REFERENCE]
-        queries = reference(qkv, rotary, positions, key_cache, value_cache, slot_mapping)
-    else:
-        queries = _run(
-            "qinfer_rotary_kv_write", qkv, rotary, positions, slot_mapping, key_cache, value_cache
-        )[0]
-    return scale_queries(queries, query_scale, positions)
+        optional = (q_norm, k_norm, eps, query_scale)
+        return reference(qkv, rotary, positions, cache, slot_mapping, *optional)
+    parts = (cache.keys, cache.values, cache.key_scales, cache.value_scales)
+    inputs = (qkv, rotary, positions, slot_mapping, *parts, q_norm, k_norm, query_scale)
+    return _run("qinfer_rotary_kv_write", *inputs, eps)[0]
 
 
 def _paged_attention(
     queries: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
+    cache: LayerCache,
     query_starts: Tensor,
     seq_lens: Tensor,
     block_tables: Tensor,
     scale: float,
     window: int = 0,
 ) -> Tensor:
-    reference = ops.paged_attention.versions[REFERENCE]
-    numbers = (query_starts, seq_lens)
-    if not _fits(key_cache):
-        return reference(queries, key_cache, value_cache, *numbers, block_tables, scale, window)
-    if window:  # no kernel yet
-        used = block_tables.clip(min=0).reshape([-1])
-        keys, values = (paddle.gather(cache, used) for cache in (key_cache, value_cache))
-        tables = paddle.arange(used.shape[0], dtype="int32").reshape(block_tables.shape)
-        return reference(queries, _in_token_order(keys), values, *numbers, tables, scale, window)
-    return _run(
-        "qinfer_paged_attention",
-        queries,
-        key_cache,
-        value_cache,
-        query_starts,
-        seq_lens,
-        block_tables,
-        scale,
-    )[0]
+    numbers = (query_starts, seq_lens, block_tables)
+    if not _fits(cache):
+        reference = ops.paged_attention.versions[REFERENCE]
+        return reference(queries, cache, *numbers, scale, window)
+    parts = (cache.keys, cache.values, cache.key_scales, cache.value_scales)
+    return _run("qinfer_paged_attention", queries, *parts, *numbers, scale, window)[0]
 
 
-def _in_token_order(keys: Tensor) -> Tensor:
-    """Keys as the kernels keep them, dimension by dimension in each block, token by token."""
-    blocks, block_size, heads, dim = keys.shape
-    return keys.reshape([blocks, heads, dim, block_size]).transpose([0, 3, 1, 2])
-
-
-def _fits(cache: Tensor) -> bool:
+def _fits(cache: LayerCache) -> bool:
     """Whether the kernels, which work in vectors of 16, can use this cache (they then keep keys in
     an order of their own in it).
     """
-    return bool(cache.shape[1] % 16 == 0 and cache.shape[3] % 16 == 0)
+    _, block_size, _, dim = cache.keys.shape
+    return bool(block_size % 16 == 0 and dim % 16 == 0 and cache.keys.dtype != paddle.float16)
 
 
 def _silu_gate(x: Tensor) -> Tensor:
@@ -211,7 +189,7 @@ def _take_rows(x: Tensor, rows: Tensor) -> Tensor:
 
 
 def _to_float32(x: Tensor) -> Tensor:
-    return x  # as all are that these operators compute
+    return x if x.dtype == paddle.float32 else x.astype("float32")
 
 
 def _argmax(logits: Tensor) -> Tensor:

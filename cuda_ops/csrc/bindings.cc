@@ -103,31 +103,51 @@ std::vector<Tensor> linear(const Tensor& x, const Tensor& packed,
   return {y};
 }
 
-qinfer::Cache cache_of(const Tensor& keys, const Tensor& values) {
+qinfer::CacheType cache_type(DataType type) {
+  if (type == DataType::BFLOAT16) return qinfer::CacheType::kBF16;
+  if (type == DataType::INT8) return qinfer::CacheType::kInt8;
+  if (type == DataType::FLOAT8_E4M3FN) return qinfer::CacheType::kE4M3;
+  PD_CHECK(type == DataType::FLOAT32, "qinfer: a cache cannot hold ", type);
+  return qinfer::CacheType::kF32;
+}
+
+using Optional = paddle::optional<Tensor>;
+
+qinfer::Cache cache_of(const Tensor& keys, const Tensor& values, const Optional& key_scales,
+                       const Optional& value_scales) {
   const Shape shape = keys.shape();
   PD_CHECK(shape.size() == 4 && shape == values.shape() && keys.dtype() == values.dtype(),
            "qinfer: key and value cache must be [blocks, block_size, kv_heads, dim] of one type");
   PD_CHECK(shape[1] % 16 == 0 && shape[3] % 16 == 0,
            "qinfer: block and head size must be multiples of 16");
-  const bool is_bf16 = keys.dtype() == DataType::BFLOAT16;
-  PD_CHECK(is_bf16 || keys.dtype() == DataType::FLOAT32, "qinfer: cache type");
-  return {is_bf16 ? qinfer::CacheType::kBF16 : qinfer::CacheType::kF32,
+  const qinfer::CacheType type = cache_type(keys.dtype());
+  if (type == qinfer::CacheType::kInt8 || type == qinfer::CacheType::kE4M3) {
+    const int64_t size = shape[0] * shape[1] * shape[2];
+    PD_CHECK(
+        key_scales && value_scales && key_scales->numel() == size && value_scales->numel() == size,
+        "qinfer: the scales must be [blocks, block_size, kv_heads]");
+  }
+  return {type,
           const_cast<void*>(read(keys)),
           const_cast<void*>(read(values)),
-          nullptr,
-          nullptr,
-          false,
+          const_cast<float*>(floats(key_scales, "key scales")),
+          const_cast<float*>(floats(value_scales, "value scales")),
           shape[1],
           shape[2],
           shape[3]};
 }
 
 std::vector<Tensor> rotary_kv_write(const Tensor& qkv, const Tensor& table, const Tensor& positions,
-                                    const Tensor& slots, Tensor& keys, Tensor& values) {
-  const qinfer::Cache cache = cache_of(keys, values);
+                                    const Tensor& slots, Tensor& keys, Tensor& values,
+                                    const Optional& key_scales, const Optional& value_scales,
+                                    const Optional& q_norm, const Optional& k_norm,
+                                    const Optional& query_scale, double eps) {
+  const qinfer::Cache cache = cache_of(keys, values, key_scales, value_scales);
   const int64_t tokens = qkv.shape()[0], dim = cache.dim;
   const int64_t heads = qkv.shape()[1] / dim - 2 * cache.kv_heads;
   PD_CHECK(table.shape()[1] == 2 * dim, "qinfer_rotary_kv_write: the table must be [*, 2 dim]");
+  PD_CHECK((!q_norm || q_norm->numel() == dim) && (!k_norm || k_norm->numel() == dim),
+           "qinfer_rotary_kv_write: the norms must be [dim]");
   Tensor queries = result({tokens, heads, dim}, DataType::FLOAT32, qkv);
   const qinfer::Rotary rotary{floats(qkv, "qkv"),
                               floats(table, "rotary"),
@@ -135,16 +155,21 @@ std::vector<Tensor> rotary_kv_write(const Tensor& qkv, const Tensor& table, cons
                               int64s(slots, "slot_mapping"),
                               written(queries),
                               tokens,
-                              heads};
+                              heads,
+                              floats(q_norm, "q_norm"),
+                              floats(k_norm, "k_norm"),
+                              floats(query_scale, "query_scale"),
+                              static_cast<float>(eps)};
   qinfer::submit(qinfer::rotary_kv_write(rotary, cache), tokens > kFew);
   return {queries};
 }
 
 std::vector<Tensor> paged_attention(const Tensor& queries, const Tensor& keys, const Tensor& values,
+                                    const Optional& key_scales, const Optional& value_scales,
                                     const Tensor& starts, const Tensor& lengths,
-                                    const Tensor& tables, double scale) {
+                                    const Tensor& tables, double scale, int64_t window) {
   const Shape q = queries.shape();
-  const qinfer::Cache cache = cache_of(keys, values);
+  const qinfer::Cache cache = cache_of(keys, values, key_scales, value_scales);
   Tensor out = result({q[0], q[1] * q[2]}, DataType::FLOAT32, queries);
   const qinfer::Paged paged{floats(queries, "queries"),
                             int32s(tables, "block_tables"),
@@ -153,6 +178,7 @@ std::vector<Tensor> paged_attention(const Tensor& queries, const Tensor& keys, c
                             lengths.shape()[0],
                             tables.shape()[1],
                             q[1],
+                            window,
                             static_cast<float>(scale),
                             written(out)};
   qinfer::submit(qinfer::paged_attention(paged, cache));
@@ -221,14 +247,19 @@ PD_BUILD_OP(qinfer_linear)
     .SetKernelFn(PD_KERNEL(linear));
 
 PD_BUILD_OP(qinfer_rotary_kv_write)
-    .Inputs({"qkv", "rotary", "positions", "slots", "keys", "values"})
+    .Inputs({"qkv", "rotary", "positions", "slots", "keys", "values",
+             paddle::Optional("key_scales"), paddle::Optional("value_scales"),
+             paddle::Optional("q_norm"), paddle::Optional("k_norm"),
+             paddle::Optional("query_scale")})
     .Outputs({"queries"})
+    .Attrs({"eps: double"})
     .SetKernelFn(PD_KERNEL(rotary_kv_write));
 
 PD_BUILD_OP(qinfer_paged_attention)
-    .Inputs({"queries", "keys", "values", "starts", "lengths", "tables"})
+    .Inputs({"queries", "keys", "values", paddle::Optional("key_scales"),
+             paddle::Optional("value_scales"), "starts", "lengths", "tables"})
     .Outputs({"out"})
-    .Attrs({"scale: double"})
+    .Attrs({"scale: double", "window: int64_t"})
     .SetKernelFn(PD_KERNEL(paged_attention));
 
 PD_BUILD_OP(qinfer_silu_gate).Inputs({"x"}).Outputs({"y"}).SetKernelFn(PD_KERNEL(silu_gate));

@@ -13,6 +13,7 @@ from qinfer.core.protocols import Model
 from qinfer.core.specs import BackendPlugin, hookimpl
 from qinfer.core.types import (
     CacheSpec,
+    LayerCache,
     ModelConfig,
     OperatorBuild,
     PluginInfo,
@@ -76,13 +77,7 @@ class DynamicRunner:
     """Owns the KV cache; every step is one call of the model and the sampling operators."""
 
     def __init__(self, model: Model, cache: CacheSpec, *, max_blocks: int) -> None:
-        shape = [cache.num_blocks, cache.block_size, cache.num_kv_heads, cache.head_dim]
-        # Not zeroed: pages stay untouched until a block is written, and no operator reads a
-        # slot that was not.
-        layers = [
-            (paddle.empty(shape, cache.dtype), paddle.empty(shape, cache.dtype))
-            for _ in range(cache.num_layers)
-        ]
+        layers = [_layer_cache(cache) for _ in range(cache.num_layers)]
         self.logits: Callable[[StepInput], Logits] | None
 
         def compute(batch: StepInput) -> Logits:
@@ -109,6 +104,20 @@ class DynamicRunner:
     def close(self) -> None:
         """Drop the model and the cache."""
         self.logits = None
+
+
+def _layer_cache(spec: CacheSpec) -> LayerCache:
+    """Memory for one layer.
+
+    Not zeroed: pages stay untouched until a block is written, and no operator reads a slot that
+    was not.
+    """
+    slots = [spec.num_blocks, spec.block_size, spec.num_kv_heads]
+    keys, values = (paddle.empty([*slots, spec.head_dim], spec.dtype) for _ in range(2))
+    if not spec.is_scaled:
+        return LayerCache(keys=keys, values=values)
+    key_scales, value_scales = (paddle.empty(slots) for _ in range(2))
+    return LayerCache(keys=keys, values=values, key_scales=key_scales, value_scales=value_scales)
 
 
 def keep_freed_memory() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from qinfer.core.decoder_weights import head_linear, layer_linears
 from qinfer.core.protocols import ModelParts
 from qinfer.core.rotary import log_scales, rotary_table
-from qinfer.core.types import Array, ModelConfig, StepInput
+from qinfer.core.types import Array, LayerCache, ModelConfig, StepInput
 from qinfer.cuda_ops import ops
 
 Linears = Mapping[str, Any]
@@ -27,18 +27,18 @@ class Decoder:
         self.final_norm = parts.parameter("norm.weight")
         self.head = parts.linear(head_linear(config))
 
-    def __call__(self, batch: StepInput, cache: Sequence[tuple[Array, Array]]) -> Array:
+    def __call__(self, batch: StepInput, cache: Sequence[LayerCache]) -> Array:
         """Write the new keys and values in place and return logits [R, vocab_size] float32."""
         residual = ops.embed(batch.token_ids, self.embedding, self.dtype)
         delta = None
-        for (attention_norm, attention, mlp_norm, mlp), (keys, values) in zip(
+        for (attention_norm, attention, mlp_norm, mlp), memory in zip(
             self.layers, cache, strict=True
         ):
             if delta is None:
                 x = ops.rms_norm(residual, attention_norm, self.eps)
             else:
                 x, residual = ops.add_rms_norm(delta, residual, attention_norm, self.eps)
-            mixed = attention(x, batch, keys, values)
+            mixed = attention(x, batch, memory)
             x, residual = ops.add_rms_norm(mixed, residual, mlp_norm, self.eps)
             delta = mlp(x)
         rows, residual = (ops.take_rows(part, batch.logit_rows) for part in (delta, residual))
@@ -97,14 +97,13 @@ class Attention:
         self.q_norm, self.k_norm = norms
         self.eps, self.window, self.scale = config.rms_norm_eps, window, config.head_dim**-0.5
 
-    def __call__(self, x: Array, batch: StepInput, keys: Array, values: Array) -> Array:
+    def __call__(self, x: Array, batch: StepInput, cache: LayerCache) -> Array:
         """[T, H] -> [T, H]."""
         queries = ops.rotary_kv_write(
             self.qkv(x),
             self.rotary,
             batch.positions,
-            keys,
-            values,
+            cache,
             batch.slot_mapping,
             self.q_norm,
             self.k_norm,
@@ -113,8 +112,7 @@ class Attention:
         )
         mixed = ops.paged_attention(
             queries,
-            keys,
-            values,
+            cache,
             batch.query_starts,
             batch.seq_lens,
             batch.block_tables,

@@ -6,7 +6,7 @@ import pytest
 
 from qinfer.core.device import place
 from qinfer.core.errors import Unsupported
-from qinfer.core.types import StepInput
+from qinfer.core.types import LayerCache, StepInput
 from qinfer.cuda_ops import ops, table
 from qinfer.cuda_ops.build import build, plan_build
 from qinfer.cuda_ops.native import CPU, load
@@ -35,7 +35,8 @@ class Model:
         width = 3 * HEADS * DIM
         self.table = place(rng.normal(size=(50, width)).astype(np.float32))
         self.rotary = place(rng.normal(size=(BLOCKS * 16, 2 * DIM)).astype(np.float32))
-        self.cache = [paddle.zeros([BLOCKS, 16, HEADS, DIM]) for _ in range(2)]
+        keys, values = (paddle.zeros([BLOCKS, 16, HEADS, DIM]) for _ in range(2))
+        self.cache = LayerCache(keys=keys, values=values)
         self.outside = outside or (lambda x: x)
         self.calls = 0
 
@@ -43,10 +44,10 @@ class Model:
         self.calls += 1
         qkv = self.outside(ops.embed(batch.token_ids, self.table, "float32"))
         queries = ops.rotary_kv_write(
-            qkv, self.rotary, batch.positions, *self.cache, batch.slot_mapping
+            qkv, self.rotary, batch.positions, self.cache, batch.slot_mapping
         )
         mixed = ops.paged_attention(
-            queries, *self.cache, batch.query_starts, batch.seq_lens, batch.block_tables, 0.25
+            queries, self.cache, batch.query_starts, batch.seq_lens, batch.block_tables, 0.25
         )
         logits = ops.take_rows(mixed, batch.logit_rows)
         return logits, ops.argmax(logits)

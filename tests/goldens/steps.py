@@ -21,6 +21,8 @@ class Stepper:
     def __init__(self, model: Any, config: Any, sequences: int, longest: int) -> None:
         import paddle
 
+        from qinfer.core.types import LayerCache
+
         self.model = model
         blocks = -(-longest // BLOCK_SIZE)
         order = np.random.Generator(np.random.PCG64(0)).permutation(sequences * blocks)
@@ -28,8 +30,8 @@ class Stepper:
         self.lengths = np.zeros(sequences, np.int32)
         shape = [sequences * blocks, BLOCK_SIZE, config.num_kv_heads, config.head_dim]
         # Slots not yet written hold what an earlier owner left: unmasked, it would show.
-        pair = lambda: (paddle.full(shape, STALE), paddle.full(shape, STALE))  # noqa: E731
-        self.cache = [pair() for _ in range(config.num_layers)]
+        full = lambda: paddle.full(shape, STALE)  # noqa: E731
+        self.cache = [LayerCache(keys=full(), values=full()) for _ in range(config.num_layers)]
 
     def step(self, new: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """Append ``new[i]`` to sequence i; logits [len(new[i]), vocab] for each."""

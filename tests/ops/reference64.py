@@ -1,5 +1,6 @@
 """Float64 numpy references, written from the formulas and independent of the operators."""
 
+import ml_dtypes
 import numpy as np
 
 
@@ -34,6 +35,18 @@ def attention(queries, keys, values, scale, window=0):
             scores = keys[first:seen, kv].astype(np.float64) @ queries[i, h] * scale
             out[i, h] = softmax(scores) @ values[first:seen, kv]
     return out
+
+
+def held_by_cache(rows, dtype):
+    """What a KV cache keeps of rows [..., D]: rounded, where it has scales after division."""
+    largest = {"int8": 127, "float8_e4m3fn": 448}.get(dtype)
+    if largest is None:
+        return rows.astype(getattr(ml_dtypes, dtype, dtype)).astype(np.float32)
+    magnitude = np.abs(rows).max(axis=-1, keepdims=True)
+    scale = np.maximum(magnitude / np.float32(largest), np.float32(1e-30))
+    divided = np.clip(rows / scale, -largest, largest)
+    kept = np.rint(divided) if dtype == "int8" else divided.astype(ml_dtypes.float8_e4m3fn)
+    return kept.astype(np.float32) * scale
 
 
 def keep_set(logits, temperature, top_k, top_p, min_p):

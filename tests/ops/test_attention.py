@@ -5,6 +5,7 @@ import pytest
 
 from ops import reference64
 from qinfer.core.rotary import rotary_table
+from qinfer.core.types import LayerCache
 from qinfer.cuda_ops import ops
 
 BLOCK = 16
@@ -12,24 +13,33 @@ STALE = np.float32(np.nan)
 """What unwritten slots hold: reading one would show in every output."""
 
 
+def cache_of(blocks, kv_heads, dim, dtype="float32", fill=STALE):
+    """A layer's cache, and its scales where it has some, full of ``fill``."""
+    shape = [blocks, BLOCK, kv_heads]
+    scaled = dtype in ("int8", "float8_e4m3fn")
+    held = [
+        paddle.full([*shape, dim], 0x7F, "int8").view(dtype)  # e4m3's NaN
+        if scaled
+        else paddle.full([*shape, dim], fill).astype(dtype)
+        for _ in range(2)
+    ]
+    scales = [paddle.full(shape, fill) if scaled else None for _ in range(2)]
+    return LayerCache(keys=held[0], values=held[1], key_scales=scales[0], value_scales=scales[1])
+
+
 def paged(rng, lengths, kv_heads, dim, dtype="float32"):
-    """Numbers that ``dtype`` can hold, written into a cache of it in random block order."""
-    held = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    """A cache written in random block order, its tables, and what it should then hold."""
     blocks = [-(-length // BLOCK) for length in lengths]
     order = rng.permutation(sum(blocks) + 3)
     tables = np.full((len(lengths), max(blocks)), sum(blocks) + 2, np.int32)
-    caches = [
-        paddle.full([sum(blocks) + 3, BLOCK, kv_heads, dim], STALE).astype(dtype) for _ in range(2)
-    ]
+    cache = cache_of(sum(blocks) + 3, kv_heads, dim, dtype)
     still = np.repeat([[1.0, 0.0]], dim, axis=1)  # cosines 1 and sines 0: no rotation
     contents, used = [], 0
     for row, length in enumerate(lengths):
         tables[row, : blocks[row]] = order[used : used + blocks[row]]
         used += blocks[row]
-        pair = [
-            rng.normal(size=(length, kv_heads, dim)).astype(held).astype(np.float32)
-            for _ in range(2)
-        ]
+        pair = [rng.normal(size=(length, kv_heads, dim)).astype(np.float32) for _ in range(2)]
+        pair[0][0, 0] = 0  # a head of zeros has no largest magnitude
         at = np.arange(length)
         slots = tables[row, at // BLOCK].astype(np.int64) * BLOCK + at % BLOCK
         query = np.zeros((length, kv_heads * dim), np.float32)
@@ -38,11 +48,11 @@ def paged(rng, lengths, kv_heads, dim, dtype="float32"):
             paddle.to_tensor(qkv),
             paddle.to_tensor(still.astype(np.float32)),
             paddle.to_tensor(np.zeros(length, np.int64)),
-            *caches,
+            cache,
             paddle.to_tensor(slots),
         )
-        contents.append(pair)
-    return caches, tables, contents
+        contents.append([reference64.held_by_cache(part, dtype) for part in pair])
+    return cache, tables, contents
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 4, 16), (9, 3, 64), (5, 1, 20)])
@@ -58,15 +68,15 @@ def paged(rng, lengths, kv_heads, dim, dtype="float32"):
     ],
     ids=["first", "decode", "short", "prefill", "chunk", "ragged"],
 )
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "float8_e4m3fn"])
 @pytest.mark.parametrize("window", [0, 1, 7, 1000])
 def test_paged_attention(heads, kv_heads, dim, counts, lengths, window, dtype, rng):
-    caches, tables, contents = paged(rng, lengths, kv_heads, dim, dtype)
+    cache, tables, contents = paged(rng, lengths, kv_heads, dim, dtype)
     queries = rng.normal(size=(sum(counts), heads, dim)).astype(np.float32)
     starts = np.cumsum([0, *counts]).astype(np.int32)
     got = ops.paged_attention(
         paddle.to_tensor(queries),
-        *caches,
+        cache,
         paddle.to_tensor(starts),
         paddle.to_tensor(np.array(lengths, np.int32)),
         paddle.to_tensor(tables),
@@ -87,7 +97,7 @@ def test_rotary_kv_write(heads, kv_heads, dim, theta, more, rng, version):
     positions = np.array([0, 1, 5, 4000, 63], np.int64)
     slots = np.array([7, 0, 23, 3, 45], np.int64)
     qkv = rng.normal(size=(5, (heads + 2 * kv_heads) * dim)).astype(np.float32)
-    caches = [paddle.full([3, BLOCK, kv_heads, dim], 9.0) for _ in range(2)]
+    cache = cache_of(3, kv_heads, dim, fill=9.0)
     norms = [rng.uniform(0.5, 2, dim).astype(np.float32) for _ in range(2)]
     factors = rng.uniform(0.5, 2, 4096).astype(np.float32)
     given = {
@@ -98,7 +108,7 @@ def test_rotary_kv_write(heads, kv_heads, dim, theta, more, rng, version):
         paddle.to_tensor(qkv),
         paddle.to_tensor(rotary_table(4096, dim, theta)),
         paddle.to_tensor(positions),
-        *caches,
+        cache,
         paddle.to_tensor(slots),
         *given.get(more, ()),
     ).numpy()
@@ -109,7 +119,7 @@ def test_rotary_kv_write(heads, kv_heads, dim, theta, more, rng, version):
         split[:, rows] = reference64.rms_norm(split[:, rows], norms[1], 1e-3)
     if more == "scale":
         queries = queries / factors[positions][:, None, None]
-    keys, values = (cache.numpy() for cache in caches)
+    keys, values = cache.keys.numpy(), cache.values.numpy()
     if version == "cpu" and dim % 16 == 0:  # there a block's keys lie dimension by dimension
         keys = keys.reshape(3, kv_heads, dim, BLOCK).transpose(0, 3, 1, 2)
     keys, values = keys.reshape(-1, kv_heads, dim), values.reshape(-1, kv_heads, dim)
@@ -127,25 +137,25 @@ def test_a_bfloat16_cache_rounds_to_nearest_even(rng):
     """What is written, read back by attention to a single key."""
     values = rng.normal(size=(1, 2, 32)).astype(np.float32)
     values[0, 0, :4] = [1 + 2**-8, 1 + 3 * 2**-8, -(1 + 2**-8), 1e30]  # two ties, then a large one
-    caches = [paddle.zeros([1, BLOCK, 2, 32], "bfloat16") for _ in range(2)]
+    cache = cache_of(1, 2, 32, "bfloat16")
     zeros = np.zeros((1, 2 * 2 * 32), np.float32)
     qkv = np.concatenate([zeros, values.reshape(1, -1)], axis=1)
     still = np.repeat([[1.0, 0.0]], 32, axis=1).astype(np.float32)
     at, one = paddle.zeros([1], "int64"), paddle.ones([1], "int32")
-    queries = ops.rotary_kv_write(*map(paddle.to_tensor, (qkv, still)), at, *caches, at)
+    queries = ops.rotary_kv_write(*map(paddle.to_tensor, (qkv, still)), at, cache, at)
     starts = paddle.to_tensor(np.array([0, 1], np.int32))
-    got = ops.paged_attention(queries, *caches, starts, one, one.reshape([1, 1]) - 1, 1.0)
+    got = ops.paged_attention(queries, cache, starts, one, one.reshape([1, 1]) - 1, 1.0)
     expected = values.astype(ml_dtypes.bfloat16).astype(np.float32)
     np.testing.assert_array_equal(got.numpy(), expected.reshape(1, -1))
 
 
 def test_repeated_attention_gives_the_same_bits(rng):
     """A result read before every thread has finished would differ now and then."""
-    caches, tables, _ = paged(rng, [90, 70], 2, 32)
+    cache, tables, _ = paged(rng, [90, 70], 2, 32)
     queries = paddle.to_tensor(rng.normal(size=(2, 6, 32)).astype(np.float32))
     numbers = ([0, 1, 2], [90, 70])
     starts, lengths = (paddle.to_tensor(np.array(part, np.int32)) for part in numbers)
-    arguments = (queries, *caches, starts, lengths, paddle.to_tensor(tables), 0.2)
+    arguments = (queries, cache, starts, lengths, paddle.to_tensor(tables), 0.2)
     first = ops.paged_attention(*arguments).numpy()
     for _ in range(300):
         np.testing.assert_array_equal(ops.paged_attention(*arguments).numpy(), first)

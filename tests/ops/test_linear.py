@@ -7,7 +7,7 @@ import pytest
 
 from qinfer.core.device import place
 from qinfer.cuda_ops import ops
-from qinfer.cuda_ops.linear import E4M3_UNIT, _decode_e4m3
+from qinfer.cuda_ops.linear import E4M3_UNIT, decode_e4m3
 
 E4M3 = ml_dtypes.float8_e4m3fn
 SHAPES = [(1, 60, 77), (1, 577, 200), (5, 576, 96), (7, 63, 16), (33, 64, 320), (13, 129, 33)]
@@ -129,7 +129,7 @@ def test_every_e4m3_code_decodes_exactly():
     codes = np.arange(256, dtype=np.uint8).view(E4M3)
     finite = np.isfinite(codes.astype(np.float32))
     assert finite.sum() == 254
-    got = _decode_e4m3(place(codes.copy()), "float32").numpy() * E4M3_UNIT
+    got = decode_e4m3(place(codes.copy()), "float32").numpy() * E4M3_UNIT
     np.testing.assert_array_equal(got[finite], codes.astype(np.float32)[finite])
 
 

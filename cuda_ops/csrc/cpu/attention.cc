@@ -6,19 +6,24 @@
 namespace qinfer {
 namespace {
 
-constexpr int64_t kQueries = 8;  // queries of a sequence that one job handles
+constexpr float kHidden = -1e30f;  // the score of a key that a query does not see
+constexpr int64_t kQueries = 8;    // queries of a sequence that one job handles
 
-// Turn `count` scores into weights that add up to one, with zeros up to a whole vector.
-void softmax(float* scores, int64_t count) {
+// Turn the scores `first` to `count` into weights that add up to one, with zeros up to whole
+// vectors on either side.
+void softmax(float* scores, int64_t first, int64_t count) {
+  const int64_t before = first / kLanes * kLanes;
+  scores += before, first -= before, count -= before;
   const int64_t padded = (count + kLanes - 1) / kLanes * kLanes;
-  std::fill(scores + count, scores + padded, -1e30f);
+  std::fill(scores, scores + first, kHidden);
+  std::fill(scores + count, scores + padded, kHidden);
   F32 largest = load<F32>(scores);
   for (int64_t j = kLanes; j < padded; j += kLanes) largest = max(largest, load<F32>(scores + j));
   const float top = max(largest);
   F32 total = {};
   for (int64_t j = 0; j < padded; j += kLanes) {
     F32 weight = exp(load<F32>(scores + j) - top);
-    if (j + kLanes > count) weight = load<F32>(scores + j) == -1e30f ? F32{} : weight;
+    if (j == 0 || j + kLanes > count) weight = load<F32>(scores + j) == kHidden ? F32{} : weight;
     store(scores + j, weight);
     total += weight;
   }
@@ -89,13 +94,14 @@ class Attention {
     const int64_t rows = job_.count * job_.heads;
     if (static_cast<int64_t>(memory.size()) < rows * padded_) memory.resize(rows * padded_);
     scores_ = memory.data();
-    for (int64_t j = 0; j < seen_; j += kLanes) in_fours<Score>(j);
+    const int64_t start = first_of(0) / kLanes * kLanes;  // the first query's, the earliest
+    for (int64_t j = start; j < seen_; j += kLanes) in_fours<Score>(j);
     for (int64_t t = 0; t < job_.count; ++t)
       for (int64_t h = 0; h < job_.heads; ++h) {
-        softmax(scores_ + (t * job_.heads + h) * padded_, first_seen_ + t);
+        softmax(row(t, h), first_of(t), first_seen_ + t);
         std::fill_n(p_.out + query(t, h), cache_.dim, 0.0f);
       }
-    for (int64_t j = 0; j < seen_; j += kLanes) in_fours<Mix>(j);
+    for (int64_t j = start; j < seen_; j += kLanes) in_fours<Mix>(j);
   }
 
  private:
@@ -127,15 +133,17 @@ class Attention {
   struct Mix {
     static void run(Attention& a, int64_t t, int64_t h, int64_t j, int64_t slot) {
       const Cache& c = a.cache_;
-      const int64_t count = std::min<int64_t>(kLanes, a.first_seen_ + t - j);
+      const int64_t from = std::max<int64_t>(a.first_of(t) - j, 0);
+      const int64_t count = std::min<int64_t>(kLanes, a.first_seen_ + t - j) - from;
       if (count <= 0) return;
       float* weights = a.row(t, h) + j;
       if constexpr (Holds::kMost > 0)
         for (int r = 0; r < R; ++r)
           store(weights + r * a.padded_,
                 load<F32>(weights + r * a.padded_) * a.scales(c.value_scales, slot));
+      weights += from;
       const Item* values =
-          static_cast<const Item*>(c.values) + (slot * c.kv_heads + a.kv_head_) * c.dim;
+          static_cast<const Item*>(c.values) + ((slot + from) * c.kv_heads + a.kv_head_) * c.dim;
       const int64_t stride = c.kv_heads * c.dim;
       float* to = a.p_.out + a.query(t, h);
       int64_t d = 0;
@@ -151,6 +159,11 @@ class Attention {
     return int64_t{block} * cache_.block_size + at % cache_.block_size;
   }
 
+  // The first key that query t sees.
+  int64_t first_of(int64_t t) const {
+    return p_.window ? std::max<int64_t>(first_seen_ + t - p_.window, 0) : 0;
+  }
+
   int64_t query(int64_t t, int64_t h) const {
     return ((job_.first + t) * p_.heads + job_.head + h) * cache_.dim;
   }
@@ -159,9 +172,8 @@ class Attention {
 
   // Of the sixteen slots from `slot`, whose unwritten ones may hold anything.
   F32 scales(const float* scales, int64_t slot) const {
-    if constexpr (Holds::kMost == 0) return splat(1);
-    const int64_t at = cache_.scale_at(slot, kv_head_);
-    return cache_.is_static ? splat(scales[at]) : load<F32>(scales + at);
+    if constexpr (Holds::kMost > 0) return load<F32>(scales + cache_.group(slot, kv_head_));
+    return splat(1);
   }
 
   const Paged& p_;

@@ -13,16 +13,19 @@ struct Rotary {
   const int64_t* slots;      // [tokens]
   float* queries;            // [tokens, heads, dim], written
   int64_t tokens, heads;
+  const float *q_norm, *k_norm;  // [dim], or null: weights of a norm of each head before
+  const float* query_scale;      // [positions], or null: a factor of the queries
+  float eps;
 };
 
 // Rotate queries and keys, write keys and values into their slots.
 Task rotary_kv_write(const Rotary& rotary, const Cache& cache);
 
 struct Paged {
-  const float* queries;             // [tokens, heads, dim]
-  const int32_t* tables;            // [sequences, width]
-  const int32_t *starts, *lengths;  // [sequences + 1], [sequences]
-  int64_t sequences, width, heads;
+  const float* queries;                     // [tokens, heads, dim]
+  const int32_t* tables;                    // [sequences, width]
+  const int32_t *starts, *lengths;          // [sequences + 1], [sequences]
+  int64_t sequences, width, heads, window;  // window: last tokens a query sees, 0 for all
   float scale;
   float* out;  // [tokens, heads, dim]
 };

@@ -10,21 +10,16 @@ namespace qinfer {
 
 enum class CacheType : int { kF32, kBF16, kInt8, kE4M3 };
 
-// One layer. int8 and e4m3 numbers stand for value = number * scale; the scales of a slot's KV
-// head lie at [slot / 16, kv_head, slot % 16] and are written with it, or with is_static at
-// [kv_head] and are given.
+// One layer. int8 and e4m3 numbers stand for number * scale; the scale of a slot's KV head lies at
+// [slot / 16, kv_head, slot % 16].
 struct Cache {
   CacheType type;
   void *keys, *values;
-  float *key_scales, *value_scales;
-  bool is_static;
+  float *key_scales, *value_scales;  // null for floats
   int64_t block_size, kv_heads, dim;
 
-  // Of sixteen slots of one KV head, which begin at `slot`: where the keys and the scales start.
-  int64_t group(int64_t slot, int64_t head) const { return (slot * kv_heads + head * kLanes); }
-  int64_t scale_at(int64_t slot, int64_t head) const {
-    return is_static ? head : group(slot / kLanes * kLanes, head) + slot % kLanes;
-  }
+  // Where what belongs to one KV head of sixteen slots starts: scales, and keys times `dim`.
+  int64_t group(int64_t slot, int64_t head) const { return slot * kv_heads + head * kLanes; }
 };
 
 // Sixteen numbers of each type as floats.

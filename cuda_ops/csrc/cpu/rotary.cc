@@ -7,14 +7,12 @@
 namespace qinfer {
 namespace {
 
-// Write `dim` numbers, one every `stride`, each divided by the scale that is returned. With a
-// given scale that one.
+// Write `dim` numbers, one every `stride`, each divided by the scale that is returned.
 template <typename Holds>
-float write_row(const float* from, typename Holds::Item* to, int64_t stride, int64_t dim,
-                float given) {
+float write_row(const float* from, typename Holds::Item* to, int64_t stride, int64_t dim) {
   float scale = 1;
   if constexpr (Holds::kMost > 0)
-    scale = given > 0 ? given : std::max(largest_magnitude(from, dim) / Holds::kMost, 1e-30f);
+    scale = std::max(largest_magnitude(from, dim) / Holds::kMost, 1e-30f);
   for (int64_t d = 0; d < dim; d += kLanes) {
     F32 v = load<F32>(from + d);
     if constexpr (Holds::kMost > 0) v /= scale;
@@ -29,31 +27,40 @@ float write_row(const float* from, typename Holds::Item* to, int64_t stride, int
   return scale;
 }
 
-void rotate(const float* from, const float* table, float* to, int64_t dim) {
+// The head rotated and times `factor`; normalised before if there are weights for that.
+void rotate(const float* from, const float* table, const float* weight, float eps, float factor,
+            float* to, int64_t dim) {
+  static thread_local std::vector<float> normed;
+  if (weight) {
+    normed.resize(dim);
+    F32 squares = {};
+    for (int64_t d = 0; d < dim; d += kLanes) squares += load<F32>(from + d) * load<F32>(from + d);
+    const float inverse = 1.0f / std::sqrt(sum(squares) / dim + eps);
+    for (int64_t d = 0; d < dim; ++d) normed[d] = from[d] * inverse * weight[d];
+    from = normed.data();
+  }
   const int64_t half = dim / 2;
   const float *cos = table, *sin = table + dim;
   for (int64_t d = 0; d < half; ++d) {
-    to[d] = from[d] * cos[d] + from[d + half] * sin[d];
-    to[d + half] = from[d + half] * cos[d + half] + from[d] * sin[d + half];
+    to[d] = (from[d] * cos[d] + from[d + half] * sin[d]) * factor;
+    to[d + half] = (from[d + half] * cos[d + half] + from[d] * sin[d + half]) * factor;
   }
 }
 
 template <typename Holds>
 void write_head(const float* row, const Cache& cache, bool is_key, int64_t slot, int64_t head) {
   using Item = typename Holds::Item;
-  float* scales = is_key ? cache.key_scales : cache.value_scales;
-  const int64_t at = Holds::kMost > 0 ? cache.scale_at(slot, head) : 0;
-  const float given = Holds::kMost > 0 && cache.is_static ? scales[at] : 0;
-  const int64_t lane = slot % kLanes;
+  const int64_t lane = slot % kLanes, group = slot - lane;
   float scale;
   if (is_key) {
-    Item* to = static_cast<Item*>(cache.keys) + cache.group(slot - lane, head) * cache.dim + lane;
-    scale = write_row<Holds>(row, to, kLanes, cache.dim, given);
+    Item* to = static_cast<Item*>(cache.keys) + cache.group(group, head) * cache.dim + lane;
+    scale = write_row<Holds>(row, to, kLanes, cache.dim);
   } else {
     Item* to = static_cast<Item*>(cache.values) + (slot * cache.kv_heads + head) * cache.dim;
-    scale = write_row<Holds>(row, to, 1, cache.dim, given);
+    scale = write_row<Holds>(row, to, 1, cache.dim);
   }
-  if (Holds::kMost > 0 && !cache.is_static) scales[at] = scale;
+  if constexpr (Holds::kMost > 0)
+    (is_key ? cache.key_scales : cache.value_scales)[cache.group(group, head) + lane] = scale;
 }
 
 template <typename Holds>
@@ -66,9 +73,10 @@ void rotate_token(const Rotary& r, const Cache& cache, int64_t t, int64_t first,
     const float* from = r.qkv + (t * all + h) * dim;
     const int64_t kv_head = (h - r.heads) % cache.kv_heads;
     if (h < r.heads) {
-      rotate(from, table, r.queries + (t * r.heads + h) * dim, dim);
+      const float factor = r.query_scale ? r.query_scale[r.positions[t]] : 1;
+      rotate(from, table, r.q_norm, r.eps, factor, r.queries + (t * r.heads + h) * dim, dim);
     } else if (h < r.heads + cache.kv_heads) {
-      rotate(from, table, turned.data(), dim);
+      rotate(from, table, r.k_norm, r.eps, 1, turned.data(), dim);
       write_head<Holds>(turned.data(), cache, true, r.slots[t], kv_head);
     } else {
       write_head<Holds>(from, cache, false, r.slots[t], kv_head);
