@@ -84,6 +84,7 @@ def load(library: Path) -> None:
     ops.take_rows.versions[CPU] = _take_rows
     ops.to_float32.versions[CPU] = _to_float32
     ops.argmax.versions[CPU] = _argmax
+    ops.sample.versions[CPU] = _sample
 
 
 _run = paddle._C_ops._run_custom_op
@@ -194,3 +195,15 @@ def _to_float32(x: Tensor) -> Tensor:
 
 def _argmax(logits: Tensor) -> Tensor:
     return _run("qinfer_argmax", logits)[0]
+
+
+def _sample(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    uniform: Tensor,
+    shortlist: int,
+) -> Tensor:
+    return _run("qinfer_sample", logits, temperature, top_k, top_p, min_p, uniform)[0]

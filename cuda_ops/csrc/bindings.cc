@@ -4,6 +4,7 @@
 #include "cpu/linear.h"
 #include "cpu/record.h"
 #include "cpu/rows.h"
+#include "cpu/sampling.h"
 #include "paddle/extension.h"
 
 using paddle::DataType;
@@ -232,6 +233,20 @@ std::vector<Tensor> argmax(const Tensor& x) {
   return {index};
 }
 
+std::vector<Tensor> sample(const Tensor& logits, const Tensor& temperature, const Tensor& top_k,
+                           const Tensor& top_p, const Tensor& min_p, const Tensor& uniform) {
+  const int64_t rows = logits.shape()[0], width = logits.shape()[1];
+  PD_CHECK(width > 0, "qinfer_sample: there is nothing to choose from");
+  for (const Tensor* one : {&temperature, &top_k, &top_p, &min_p, &uniform})
+    PD_CHECK(one->numel() == rows, "qinfer_sample: every setting must be [rows]");
+  Tensor chosen = result({rows}, DataType::INT64, logits);
+  qinfer::submit(qinfer::sample({floats(logits, "logits"), floats(temperature, "temperature"),
+                                 floats(top_p, "top_p"), floats(min_p, "min_p"),
+                                 floats(uniform, "uniform"), int64s(top_k, "top_k"),
+                                 const_cast<int64_t*>(chosen.data<int64_t>()), rows, width}));
+  return {chosen};
+}
+
 }  // namespace
 
 PD_BUILD_OP(qinfer_pack)
@@ -276,3 +291,8 @@ PD_BUILD_OP(qinfer_gather_rows)
     .SetKernelFn(PD_KERNEL(gather_rows));
 
 PD_BUILD_OP(qinfer_argmax).Inputs({"logits"}).Outputs({"index"}).SetKernelFn(PD_KERNEL(argmax));
+
+PD_BUILD_OP(qinfer_sample)
+    .Inputs({"logits", "temperature", "top_k", "top_p", "min_p", "uniform"})
+    .Outputs({"chosen"})
+    .SetKernelFn(PD_KERNEL(sample));

@@ -43,6 +43,28 @@ def test_distribution_is_that_of_the_definitions(seed, temperature, top_k, top_p
     np.testing.assert_allclose(share, expected, atol=1.5 / len(grid))
 
 
+@pytest.mark.parametrize("spread", [0.01, 1.0, 6.0, 60.0])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"top_k": 700}, {"top_p": 0.97}, {"min_p": 0.02}, {"top_k": 40, "top_p": 0.8}],
+    ids=str,
+)
+def test_a_large_vocabulary_from_flat_to_steep(spread, options, rng):
+    """Ranking stops at what it takes, which here is from one token to all of them."""
+    logits = (rng.normal(size=3000) * spread).astype(np.float32)
+    logits[17] = -np.inf
+    grid = (np.arange(400) + 0.5) / 400
+    tokens = draw(logits, grid, **options)
+    expected = reference64.keep_set(logits, 1.0, *(options.get(k, d) for k, d in LIMITS.items()))
+    order = np.lexsort((np.arange(3000), -logits))
+    share = np.bincount(tokens, minlength=3000)[order] / len(grid)
+    np.testing.assert_allclose(np.cumsum(share), np.cumsum(expected[order]), atol=3e-3)
+    assert (expected[tokens] > 0).all()
+
+
+LIMITS = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
+
+
 @pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2**-24, 1.0])
 def test_extreme_uniforms_give_a_kept_token(uniform):
     tokens = draw(np.array([0.0, 5.0, -np.inf, 4.9], np.float32), [uniform], top_p=0.9)
