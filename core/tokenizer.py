@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qinfer.core.byte_level import BYTE_OF
 from qinfer.core.errors import BadInput
 from qinfer.core.text_stream import ByteStream, TextStream, WindowStream
 
@@ -101,7 +102,7 @@ class Tokenizer:
         if token is None:
             return b""
         try:
-            return bytes(_BYTE_OF[char] for char in token)
+            return bytes(BYTE_OF[char] for char in token)
         except KeyError:  # an added token, written as it is
             return str(token).encode()
 
@@ -124,18 +125,3 @@ class Tokenizer:
         from tokenizers.decoders import ByteLevel
 
         return isinstance(self._backend.decoder, ByteLevel)
-
-
-def _byte_of_char() -> dict[str, int]:
-    """The characters byte-level vocabularies write bytes as (GPT-2's table): printable Latin-1
-    stands for itself, and every other byte for the next free character from U+0100 on.
-    """
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    table = {chr(byte): byte for byte in printable}
-    for byte in range(256):
-        if byte not in printable:
-            table[chr(256 + len(table) - len(printable))] = byte
-    return table
-
-
-_BYTE_OF = _byte_of_char()

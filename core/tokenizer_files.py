@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
+from qinfer.core import tiktoken_file
 from qinfer.core.errors import BadCheckpoint
 
 T = TypeVar("T")
@@ -32,6 +33,8 @@ def read_tokenizer(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, str], 
     names = {**_read_json(folder / "special_tokens_map.json"), **config}
     special = {name: _content(value) for name, value in names.items() if name.endswith("_token")}
     special = {name: text for name, text in special.items() if text}
+    if not special and (folder / tiktoken_file.NAME).is_file():
+        special = {"eos_token": "<|im_end|>"}  # the first Qwen's chat ends there
     return _read_backend(folder, config), special, _chat_template(folder, config)
 
 
@@ -39,6 +42,8 @@ def _read_backend(folder: Path, config: Mapping[str, Any]) -> tokenizers.Tokeniz
     whole = folder / "tokenizer.json"
     if whole.is_file():
         return _parse(whole, lambda: tokenizers.Tokenizer.from_file(str(whole)))
+    if (folder / tiktoken_file.NAME).is_file():
+        return _qwen(folder / tiktoken_file.NAME)
     vocab, merges = folder / "vocab.json", folder / "merges.txt"
     missing = [path.name for path in (vocab, merges) if not path.is_file()]
     if missing:
@@ -56,13 +61,7 @@ def _qwen2(
     model: models.BPE, added: Mapping[int, AddedToken], folder: Path
 ) -> tokenizers.Tokenizer:
     """Qwen2's byte-level BPE around a vocabulary, with its added tokens."""
-    backend = tokenizers.Tokenizer(model)
-    backend.normalizer = normalizers.NFC()
-    split = pre_tokenizers.Split(Regex(_QWEN2_SPLIT), behavior="isolated")
-    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
-    backend.decoder = decoders.ByteLevel()
-    backend.post_processor = processors.ByteLevel(trim_offsets=False)
+    backend = _byte_level(model)
     if not added:
         backend.add_special_tokens([AddedToken(text, special=True) for text in _QWEN2_SPECIAL])
     for token_id, token in sorted(added.items()):
@@ -73,6 +72,25 @@ def _qwen2(
                 f"but vocab.json leaves it {backend.token_to_id(token.content)}",
                 remedy="The two files are of different checkpoints: copy both again.",
             )
+    return backend
+
+
+def _qwen(path: Path) -> tokenizers.Tokenizer:
+    """The first Qwen's, whose special tokens stand in no file."""
+    backend = _byte_level(_parse(path, lambda: tiktoken_file.read_tiktoken(path)))
+    backend.add_special_tokens([AddedToken(text, special=True) for text in tiktoken_file.SPECIAL])
+    return backend
+
+
+def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:
+    """The steps all Qwen tokenizers have around their vocabulary."""
+    backend = tokenizers.Tokenizer(model)
+    backend.normalizer = normalizers.NFC()
+    split = pre_tokenizers.Split(Regex(_QWEN2_SPLIT), behavior="isolated")
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
+    backend.decoder = decoders.ByteLevel()
+    backend.post_processor = processors.ByteLevel(trim_offsets=False)
     return backend
 
 
@@ -144,6 +162,8 @@ def _parse(path: Path, read: Callable[[], T]) -> T:
     """Run a reader and turn whatever it raises into one error that names the file."""
     try:
         return read()
+    except BadCheckpoint:
+        raise
     except BaseException as error:
         # The Rust library raises bare Exception, and where it panics a BaseException of its own.
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":

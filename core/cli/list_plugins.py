@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -94,14 +95,17 @@ def _render(plugins: Sequence[PluginRecord]) -> str:
     widths = [max(map(len, column)) for column in zip(HEADERS, *table, strict=True)]
     room = shutil.get_terminal_size().columns if sys.stdout.isatty() else sum(widths) + 99
     if sum(widths) + 2 * len(widths) - 2 > room:
-        return "\n".join(_block(row) for row in table)
+        return "\n".join(_block(row, room) for row in table)
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in (HEADERS, *table)
     )
 
 
-def _block(row: tuple[str, ...]) -> str:
+def _block(row: tuple[str, ...], room: int) -> str:
     kind, name, *details = row
     titled = zip(HEADERS[2:], details, strict=True)
-    return "\n".join([f"{kind} {name}", *(f"  {t.lower()}: {text}" for t, text in titled if text)])
+    lines = [f"  {title.lower()}: {text}" for title, text in titled if text]
+    wrapper = textwrap.TextWrapper(room, subsequent_indent="    ")
+    wrapper.break_long_words = wrapper.break_on_hyphens = False
+    return "\n".join([f"{kind} {name}", *map(wrapper.fill, lines)])

@@ -18,12 +18,17 @@ STALE = 1e3
 class Stepper:
     """Sequences of one model side by side; each ``step`` brings any number of tokens of each."""
 
-    def __init__(self, model: Any, config: Any, sequences: int, longest: int) -> None:
+    def __init__(
+        self, model: Any, config: Any, sequences: int, longest: int, prompt_tokens: int = 0
+    ) -> None:
+        """``prompt_tokens``: of each sequence; some models rotate long prompts differently."""
         import paddle
 
+        from qinfer.core.rotary import first_row
         from qinfer.core.types import LayerCache
 
         self.model = model
+        self.first_row = first_row(config, prompt_tokens)
         blocks = -(-longest // BLOCK_SIZE)
         order = np.random.Generator(np.random.PCG64(0)).permutation(sequences * blocks)
         self.tables = order.reshape(sequences, blocks).astype(np.int32)
@@ -49,7 +54,7 @@ class Stepper:
         self.lengths[active] += np.array(counts, np.int32)
         arrays = {
             "token_ids": np.concatenate([np.asarray(new[i], np.int64) for i in active]),
-            "positions": np.concatenate(starts).astype(np.int64),
+            "positions": self.first_row + np.concatenate(starts).astype(np.int64),
             "query_starts": np.cumsum([0, *counts]).astype(np.int32),
             "seq_lens": self.lengths[active],
             "slot_mapping": np.concatenate(slots),
@@ -63,11 +68,13 @@ class Stepper:
         return [next(parts) if i in active else logits[:0] for i in range(len(new))]
 
 
-def step_logits(opened: Any, tokens: Sequence[int], chunks: Sequence[int]) -> np.ndarray:
+def step_logits(
+    opened: Any, tokens: Sequence[int], chunks: Sequence[int], prompt_tokens: int = 0
+) -> np.ndarray:
     """Logits [T, vocab] of one sequence fed in pieces of the given sizes, which add up to T."""
     if sum(chunks) != len(tokens):
         raise ValueError(f"chunks of {sum(chunks)} tokens for {len(tokens)}")
-    stepper = Stepper(opened.model, opened.config, 1, len(tokens))
+    stepper = Stepper(opened.model, opened.config, 1, len(tokens), prompt_tokens)
     ends = np.cumsum(chunks)
     pieces = [tokens[end - size : end] for end, size in zip(ends, chunks, strict=True)]
     return np.concatenate([stepper.step([piece])[0] for piece in pieces])

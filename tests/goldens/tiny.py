@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,9 @@ import numpy as np
 from goldens.writer import write_checkpoint
 
 __all__ = ["CASES", "Case", "prompt", "round_bfloat16", "weights", "write_checkpoint"]
+
+DATA = Path(__file__).parent / "data"
+"""Where the golden answers are."""
 
 LOGIT_SPREAD = 3.0
 """Standard deviation of the logits, roughly: wide enough that greedy choices are not near ties."""
@@ -64,6 +68,8 @@ class Case:
     @property
     def config(self) -> dict[str, Any]:
         """config.json as transformers 4 writes it, without the dtype."""
+        if self.family == "qwen":
+            return self._first_config
         return {
             "architectures": [ARCHITECTURES[self.family]],
             "model_type": self.family,
@@ -88,8 +94,36 @@ class Case:
             **deepcopy(self.more),  # transformers writes into what it is given
         }
 
+    @property
+    def _first_config(self) -> dict[str, Any]:
+        """As the first Qwen's configuration_qwen.py writes it."""
+        return {
+            "architectures": [ARCHITECTURES[self.family]],
+            "model_type": self.family,
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": 2 * self.intermediate_size,
+            "num_hidden_layers": self.num_layers,
+            "num_attention_heads": self.num_heads,
+            "kv_channels": self.head_dim,
+            "max_position_embeddings": self.max_position_embeddings,
+            "layer_norm_epsilon": self.rms_norm_eps,
+            "rotary_emb_base": self.rope_theta,
+            "rotary_pct": 1.0,
+            "no_bias": True,
+            "scale_attn_weights": True,
+            "tie_word_embeddings": False,
+            "emb_dropout_prob": 0.0,
+            "attn_dropout_prob": 0.0,
+            "initializer_range": 0.02,
+            "use_cache": True,
+            "use_flash_attn": "auto",
+            **self.more,
+        }
+
 
 ARCHITECTURES = {
+    "qwen": "QWenLMHeadModel",
     "qwen2": "Qwen2ForCausalLM",
     "qwen2_moe": "Qwen2MoeForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
@@ -115,6 +149,16 @@ _EXPERTS = {
 }
 _YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 _WINDOW = {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}
+_LONG = {"seq_length": 32, "use_dynamic_ntk": True, "use_logn_attn": True}
+_FIRST: dict[str, Any] = {
+    "family": "qwen",
+    "num_kv_heads": 4,
+    "vocab_size": 160,
+    "num_layers": 2,
+    "rope_theta": 1e4,
+    "max_position_embeddings": 256,
+    "more": _LONG,
+}
 
 _ALL = (
     Case(name="gqa", seed=11, bfloat16=True),
@@ -191,6 +235,24 @@ _ALL = (
         num_layers=2,
         more={"rope_scaling": {"rope_type": "linear", "factor": 2.5}},
     ),
+    Case(
+        name="dynamic",
+        seed=32,
+        vocab_size=160,
+        num_layers=2,
+        rope_theta=1e4,
+        max_position_embeddings=32,
+        prompt_length=104,  # and 24 new ones: a power of two times 32
+        more={"rope_scaling": {"type": "dynamic", "factor": 4.0}},
+    ),
+    Case(name="qwen", seed=53, prompt_length=30, **_FIRST),  # goes on past seq_length
+    Case(name="qwen_long", seed=74, prompt_length=100, **_FIRST),
+    Case(
+        name="qwen_plain",
+        seed=55,
+        prompt_length=60,
+        **_FIRST | {"more": {**_LONG, "use_dynamic_ntk": False, "use_logn_attn": False}},
+    ),
     Case(name="window", seed=50, vocab_size=160, more=_WINDOW),
     Case(name="qwen3_window", family="qwen3", seed=51, width=16, vocab_size=160, more=_WINDOW),
 )
@@ -208,6 +270,8 @@ def weights(case: Case, dtype: str = "float32") -> dict[str, np.ndarray]:
     tensors["model.norm.weight"] = _norm(rng, case.hidden_size)
     if not case.tied:
         tensors["lm_head.weight"] = _linear(rng, case.vocab_size, case.hidden_size, LOGIT_SPREAD)
+    if case.family == "qwen":
+        tensors = _as_first(tensors)
     return {name: round_bfloat16(t) if dtype == "bfloat16" else t for name, t in tensors.items()}
 
 
@@ -268,6 +332,33 @@ def _mlp(case: Case, layer: int) -> dict[str, tuple[int, int, float]]:
         shapes |= gated("mlp.shared_expert.", case.more["shared_expert_intermediate_size"])
         shapes["mlp.shared_expert_gate"] = (1, hidden, 1.0)
     return shapes
+
+
+FIRST_NAMES = {
+    "model.embed_tokens": "transformer.wte",
+    "model.norm": "transformer.ln_f",
+    "model.layers": "transformer.h",
+    "input_layernorm": "ln_1",
+    "post_attention_layernorm": "ln_2",
+    "self_attn.o_proj": "attn.c_proj",
+    "mlp.gate_proj": "mlp.w2",
+    "mlp.up_proj": "mlp.w1",
+    "mlp.down_proj": "mlp.c_proj",
+    "self_attn": "attn",
+}
+
+
+def _as_first(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """In the first Qwen's names, with q, k and v in one tensor."""
+    out: dict[str, np.ndarray] = {}
+    for name, tensor in tensors.items():
+        new = name
+        for theirs, first in FIRST_NAMES.items():
+            new = new.replace(theirs, first)
+        whole = new.replace("k_proj", "q_proj").replace("v_proj", "q_proj")
+        whole = whole.replace("q_proj", "c_attn")
+        out[whole] = np.concatenate([out[whole], tensor]) if whole in out else tensor
+    return out
 
 
 def _embedding(rng: np.random.Generator, case: Case) -> np.ndarray:

@@ -14,7 +14,10 @@ from goldens.tokenizer import write_tokenizer
 if TYPE_CHECKING:
     from goldens.tiny import Case
 
-LINEAR_SUFFIXES = ("_proj.weight", "lm_head.weight", "mlp.gate.weight", "_expert_gate.weight")
+LINEAR_SUFFIXES = (
+    *("_proj.weight", "lm_head.weight", "mlp.gate.weight", "_expert_gate.weight"),
+    *(".c_attn.weight", ".w1.weight", ".w2.weight"),
+)
 
 
 def write_checkpoint(
@@ -85,12 +88,16 @@ def _paddle_layout(tensors: Mapping[str, np.ndarray], case: Case) -> dict[str, n
     prefix = "model." if case.family.startswith("qwen3") else f"{case.family}."
     for name, tensor in tensors.items():
         linear = name.endswith(LINEAR_SUFFIXES) and not (tied and name == "lm_head.weight")
-        new_name = name.replace("model.", prefix, 1) if name.startswith("model.") else name
+        start, _, rest = name.partition(".")
+        new_name = prefix + rest if start in ("model", "transformer") else name
         out[new_name] = np.ascontiguousarray(tensor.T) if linear else tensor
     return out
 
 
 def _config(raw: dict[str, Any], dtype: str, style: int | str) -> dict[str, Any]:
+    if raw["model_type"] == "qwen":
+        architectures = ["QWenForCausalLM"] if style == "paddle" else raw["architectures"]
+        return raw | {"torch_dtype": dtype, "architectures": architectures}
     if style == "paddle":
         return raw | {"dtype": dtype, "paddlenlp_version": "3.0.0b4"}
     if style == 4:

@@ -39,7 +39,9 @@ def test_silu_gate(rng):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_to_float32(dtype, rng):
+def test_to_float32(dtype, rng, version):
+    if version == "cpu" and dtype != "float32":
+        pytest.skip("there everything is float32 already")
     x = paddle.to_tensor(rng.normal(size=(3, 5)).astype(np.float32)).astype(dtype)
     got = ops.to_float32(x)
     assert got.dtype == paddle.float32
