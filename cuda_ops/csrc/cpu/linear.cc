@@ -21,6 +21,13 @@ int64_t panel_bytes(Format format, int64_t in) {
   return 0;
 }
 
+Job make_job(Format format, const float* x, const void* packed, const float* scale,
+             const float* bias, float* y, int64_t rows, int64_t in, int64_t out) {
+  return {
+      x,     in,      in,   out, rows, static_cast<const char*>(packed), panel_bytes(format, in),
+      scale, nullptr, bias, y};
+}
+
 }  // namespace
 
 int64_t packed_bytes(Format format, int64_t out, int64_t in) {
@@ -37,7 +44,7 @@ void pack_weight(Format format, const void* weight, void* packed, int64_t out, i
       return pack_panels(static_cast<const uint16_t*>(weight), static_cast<uint16_t*>(packed), out,
                          in, 2);
     case Format::kE4M3:
-      return pack_panels(bytes, static_cast<int8_t*>(packed), out, in, 1);
+      return pack_e4m3(static_cast<const uint8_t*>(weight), static_cast<uint8_t*>(packed), out, in);
     case Format::kInt8:
       return pack_int8(bytes, static_cast<char*>(packed), out, in);
     case Format::kInt4:
@@ -47,9 +54,7 @@ void pack_weight(Format format, const void* weight, void* packed, int64_t out, i
 
 Task linear(Format format, const float* x, const void* packed, const float* scale,
             const float* bias, float* y, int64_t rows, int64_t in, int64_t out) {
-  const Job job{
-      x,     in,      in,   out, rows, static_cast<const char*>(packed), panel_bytes(format, in),
-      scale, nullptr, bias, y};
+  const Job job = make_job(format, x, packed, scale, bias, y, rows, in, out);
   switch (format) {
     case Format::kF32:
       return f32_product(job);
@@ -63,6 +68,12 @@ Task linear(Format format, const float* x, const void* packed, const float* scal
       return int4_product(job);
   }
   return {};
+}
+
+Task linear_a8w8(const float* x, const void* packed, const float* scale, const float* input_scale,
+                 const float* bias, float* y, int64_t rows, int64_t in, int64_t out) {
+  return a8w8_product(make_job(Format::kInt8, x, packed, scale, bias, y, rows, in, out),
+                      input_scale);
 }
 
 }  // namespace qinfer

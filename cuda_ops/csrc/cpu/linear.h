@@ -21,4 +21,9 @@ void pack_weight(Format format, const void* weight, void* packed, int64_t out, i
 Task linear(Format format, const float* x, const void* packed, const float* scale,
             const float* bias, float* y, int64_t rows, int64_t in, int64_t out);
 
+// The same with a weight packed as int8, for x rounded to int8 too: by `input_scale`, or where that
+// is null by each row's largest magnitude / 127.
+Task linear_a8w8(const float* x, const void* packed, const float* scale, const float* input_scale,
+                 const float* bias, float* y, int64_t rows, int64_t in, int64_t out);
+
 }  // namespace qinfer

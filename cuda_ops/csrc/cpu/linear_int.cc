@@ -84,6 +84,55 @@ void int8_tile(const Job& job, const Planes& x, int64_t row, int64_t p) {
   }
 }
 
+// ---- int8 activations: one plane ---------------------------------------------------------------
+
+// x = scale * (bytes - 128).
+struct Plane {
+  std::shared_ptr<uint8_t[]> bytes;
+  std::shared_ptr<float[]> scale;
+  int64_t stride;
+};
+
+// With `given` as the scale, or by the row's largest magnitude. Numbers are clipped to a byte.
+void round_row(const float* row, int64_t in, const float* given, const Plane& plane, int64_t r) {
+  const float scale = given ? *given : std::max(largest_magnitude(row, in) / 127.0f, 1e-30f);
+  uint8_t* to = plane.bytes.get() + r * plane.stride;
+  int64_t k = 0;
+  for (; k < in; k += kLanes) {
+    float buffer[kLanes] = {};
+    const int64_t count = std::min<int64_t>(kLanes, in - k);
+    std::copy_n(row + k, count, buffer);
+    const F32 clipped = max(min(load<F32>(buffer) / scale, splat(127)), splat(-128));
+    const I32 q = __builtin_convertvector(nearest(clipped), I32) + 128;
+    uint8_t bytes[kLanes];
+    store(bytes, __builtin_convertvector(q, U8));
+    std::copy_n(bytes, count, to + k);
+  }
+  std::fill(to + in, to + plane.stride, uint8_t{128});
+  plane.scale[r] = scale;
+}
+
+template <int R, int P>
+void a8w8_tile(const Job& job, const Plane& x, int64_t row, int64_t p) {
+  const int64_t steps = x.stride / 4;
+  I32 acc[R][P] = {};
+  for (int64_t s = 0; s < steps; ++s)
+#pragma GCC unroll 16
+    for (int i = 0; i < P; ++i) {
+      const I32 w = load<I32>(job.w + (p + i) * job.panel + s * 64);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r)
+        acc[r][i] = dot4(acc[r][i], splat4(&x.bytes[(row + r) * x.stride + 4 * s]), w);
+    }
+#pragma GCC unroll 16
+  for (int i = 0; i < P; ++i) {
+    const I32 sums = load<I32>(job.w + (p + i) * job.panel + steps * 64);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+      finish(job, row + r, p + i, __builtin_convertvector(acc[r][i] - 128 * sums, F32));
+  }
+}
+
 // ---- int4: groups of 64 inputs with a scale each ---------------------------------------------
 
 constexpr int64_t kGroupInputs = 64, kGroupBytes = kGroupInputs / 2 * kLanes;
@@ -156,7 +205,7 @@ template <template <int, int> class Tile, int R, typename X>
 void panels_of(const Job& job, const X& x, int64_t row, int64_t p, int64_t end) {
   if constexpr (R == 1)
     for (; p + 8 <= end; p += 8) Tile<R, 8>::run(job, x, row, p);
-  if constexpr (R <= 2)
+  if constexpr (R <= 2 || Tile<R, 4>::kPanels == 4)
     for (; p + 4 <= end; p += 4) Tile<R, 4>::run(job, x, row, p);
   for (; p + 2 <= end; p += 2) Tile<R, 2>::run(job, x, row, p);
   for (; p < end; ++p) Tile<R, 1>::run(job, x, row, p);
@@ -178,13 +227,23 @@ void over_tiles(const Job& job, const X& x, const Worker& me) {
 
 template <int R, int P>
 struct Int8Tile {
+  static constexpr int kPanels = 2;  // at once, for many rows: what the registers hold
   static void run(const Job& job, const Planes& x, int64_t row, int64_t p) {
     int8_tile<R, P>(job, x, row, p);
   }
 };
 
 template <int R, int P>
+struct A8W8Tile {
+  static constexpr int kPanels = 4;
+  static void run(const Job& job, const Plane& x, int64_t row, int64_t p) {
+    a8w8_tile<R, P>(job, x, row, p);
+  }
+};
+
+template <int R, int P>
 struct Int4Tile {
+  static constexpr int kPanels = 2;
   static void run(const Job& job, const SignedPlanes& x, int64_t row, int64_t p) {
     int4_tile<R, P>(job, x, row, p);
   }
@@ -206,6 +265,21 @@ Task int8_product(const Job& job) {
     });
     me.wait();
     over_tiles<Int8Tile, 6>(product, x, me);
+  };
+}
+
+Task a8w8_product(const Job& job, const float* input_scale) {
+  const int64_t stride = divide_up(job.in, 4) * 4;
+  const Plane x{scratch<uint8_t>(job.rows * stride), scratch<float>(job.rows), stride};
+  Job product = job;
+  product.row_scale = x.scale.get();
+  return [=](const Worker& me) {
+    me.share(job.rows, [&](int64_t first, int64_t end) {
+      for (int64_t r = first; r < end; ++r)
+        round_row(job.x + r * job.in, job.in, input_scale, x, r);
+    });
+    me.wait();
+    over_tiles<A8W8Tile, 6>(product, x, me);
   };
 }
 

@@ -1,8 +1,9 @@
 // What the products of all weight formats share: panels, and writing a result.
 //
 // A panel holds 16 outputs: for each step along the inputs, the 16 weights of every input of that
-// step, side by side. A step is 1 input (float, e4m3), 2 (bfloat16: the pair shares a 32-bit lane),
-// 4 (int8: the four share a lane, as the dot-product instructions want) or 8 (int4, likewise).
+// step, side by side. A step is 1 input (float), 2 (bfloat16: the pair shares a 32-bit lane),
+// 4 (int8: the four share a lane, as the dot-product instructions want), 8 (int4, likewise), and
+// for e4m3 what its product wants.
 // Every accumulator adds its inputs in order, whatever the number of rows, so that a result does
 // not depend on what else is in the batch.
 #pragma once
@@ -73,11 +74,13 @@ int64_t int8_panel_bytes(int64_t in);
 int64_t int4_panel_bytes(int64_t in);
 int64_t e4m3_panel_bytes(int64_t in);
 void pack_int8(const int8_t* weight, char* packed, int64_t out, int64_t in);
+void pack_e4m3(const uint8_t* weight, uint8_t* packed, int64_t out, int64_t in);
 void pack_int4(const int8_t* weight, char* packed, int64_t out, int64_t in);
 Task f32_product(const Job& job);
 Task bf16_product(const Job& job);
 Task e4m3_product(const Job& job);
 Task int8_product(const Job& job);
 Task int4_product(const Job& job);
+Task a8w8_product(const Job& job, const float* input_scale);
 
 }  // namespace qinfer

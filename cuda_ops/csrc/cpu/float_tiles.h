@@ -1,0 +1,84 @@
+// Products that add in float, over tiles of R rows and P panels, in any format W that has
+//   X            the type of x's numbers
+//   kStep        inputs of a step
+//   kTile        sums that the registers hold beside what a step needs
+//   step<R, P>   acc[r][p] += x[r]'s inputs of step s times panel p's weights for them
+#pragma once
+
+#include <algorithm>
+
+#include "panels.h"
+
+namespace qinfer {
+
+struct F32Weights {
+  using X = float;
+  static constexpr int kStep = 1, kTile = 24, kBytes = 64;
+  template <int R, int P>
+  static void step(F32 (&acc)[R][P], const float* const (&x)[R], const char* const (&w)[P],
+                   int64_t s) {
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p) {
+      const F32 v = load<F32>(w[p] + s * kBytes);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) acc[r][p] += v * x[r][s];
+    }
+  }
+};
+
+template <typename W, int R, int P>
+void tile(const typename W::X* x, int64_t stride, const char* w, int64_t panel, int64_t steps,
+          F32 (&acc)[R][P]) {
+  const typename W::X* rows[R];
+  const char* panels[P];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) rows[r] = x + r * stride;
+#pragma GCC unroll 16
+  for (int p = 0; p < P; ++p) panels[p] = w + p * panel;
+  for (auto& row : acc)
+    for (auto& a : row) a = F32{};
+  for (int64_t s = 0; s < steps; ++s) W::template step<R, P>(acc, rows, panels, s);
+}
+
+template <typename W, int R, int P>
+void run_tile(const Job& job, int64_t row, int64_t p) {
+  F32 acc[R][P];
+  const auto* x = reinterpret_cast<const typename W::X*>(job.x) + row * job.x_stride;
+  tile<W, R, P>(x, job.x_stride, job.w + p * job.panel, job.panel, divide_up(job.in, W::kStep),
+                acc);
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+    for (int i = 0; i < P; ++i) finish(job, row + r, p + i, acc[r][i]);
+}
+
+template <typename W, int R>
+void run_panels(const Job& job, int64_t row, int64_t p, int64_t end) {
+  if constexpr (R == 1)  // a single row needs many panels to hide the adder's latency
+    for (; p + 8 <= end; p += 8) run_tile<W, R, 8>(job, row, p);
+  if constexpr (4 * R <= W::kTile)
+    for (; p + 4 <= end; p += 4) run_tile<W, R, 4>(job, row, p);
+  for (; p + 2 <= end; p += 2) run_tile<W, R, 2>(job, row, p);
+  for (; p < end; ++p) run_tile<W, R, 1>(job, row, p);
+}
+
+template <typename W>
+void run_rows(const Job& job, int64_t p, int64_t end) {
+  int64_t row = 0;
+  for (; row + 6 <= job.rows; row += 6) run_panels<W, 6>(job, row, p, end);
+  for (; row + 4 <= job.rows; row += 4) run_panels<W, 4>(job, row, p, end);
+  for (; row + 2 <= job.rows; row += 2) run_panels<W, 2>(job, row, p, end);
+  for (; row < job.rows; ++row) run_panels<W, 1>(job, row, p, end);
+}
+
+// Split the panels among the threads; many rows pass over a few panels at a time, which stay in the
+// cache meanwhile.
+template <typename W>
+void run(const Job& job, const Worker& me) {
+  me.share(divide_up(job.out, kLanes), [&](int64_t first, int64_t end) {
+    if (job.rows < kManyRows) return run_rows<W>(job, first, end);
+    for (int64_t p = first; p < end; p += kGroup) run_rows<W>(job, p, std::min(p + kGroup, end));
+  });
+}
+
+}  // namespace qinfer
