@@ -148,7 +148,7 @@ def open_engine(run: RunConfig, selected: Selected, progress: Progress) -> Opene
     config, hooks = loaded.config, loaded.hooks
     # What is free is measured again: the weights are in memory now.
     cache, max_model_len = size_cache(
-        cache_layout(loaded),
+        cache_layout(hooks, config, loaded.plan, loaded.run.block_size),
         loaded.run,
         config.max_position_embeddings,
         open_device(run.device).memory_free,
@@ -169,20 +169,18 @@ def open_engine(run: RunConfig, selected: Selected, progress: Progress) -> Opene
     )
 
 
-def cache_layout(loaded: LoadedModel) -> CacheSpec:
+def cache_layout(hooks: Hooks, config: ModelConfig, plan: QuantPlan, block_size: int) -> CacheSpec:
     """The KV cache's format: the quant scheme's choice, else the model's own precision.
 
     A float16 model's is the compute dtype, which can hold it.
     """
-    config = loaded.config
     own = config.dtype if config.dtype == "bfloat16" else config.compute_dtype
-    chosen = loaded.hooks.cache_spec(config, loaded.plan)
-    return chosen or CacheSpec(
+    return hooks.cache_spec(config, plan) or CacheSpec(
         num_layers=config.num_layers,
         num_kv_heads=config.num_kv_heads,
         head_dim=config.head_dim,
-        dtype=loaded.plan.kv_cache or own,
-        block_size=loaded.run.block_size,
+        dtype=plan.kv_cache or own,
+        block_size=block_size,
     )
 
 

@@ -48,6 +48,28 @@ def resolve_model(reference: str | None, *, progress: Progress | None = None) ->
     folder = _local(reference)
     if folder is not None:
         return folder
+    return _download(*_hub_id(reference), progress)
+
+
+def resolve_config(reference: str) -> Path:
+    """config.json of a checkpoint: in the folder of that path, or downloaded alone from the hub.
+
+    Raises BadCheckpoint as ``resolve_model`` does.
+    """
+    folder = _local(reference)
+    if folder is not None:
+        return folder / "config.json"
+    repo, revision = _hub_id(reference)
+    from huggingface_hub import hf_hub_download
+
+    try:
+        with _bars(False):
+            return Path(hf_hub_download(repo, "config.json", revision=revision))
+    except Exception as error:
+        raise _explained(repo, revision, error) from error
+
+
+def _hub_id(reference: str) -> tuple[str, str | None]:
     match = _HUB_ID.fullmatch(reference)
     if match is None or _looks_like_path(reference):
         raise BadCheckpoint(
@@ -55,7 +77,7 @@ def resolve_model(reference: str | None, *, progress: Progress | None = None) ->
             remedy="Check the path (it is taken from the current folder), or give a Hugging Face "
             "id such as Qwen/Qwen2.5-0.5B-Instruct.",
         )
-    return _download(match["repo"], match["revision"], progress)
+    return match["repo"], match["revision"]
 
 
 def _local(reference: str) -> Path | None:

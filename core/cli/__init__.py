@@ -18,6 +18,7 @@ COMMANDS = {
     "run": ("qinfer.core.cli.run", "Generate text for one prompt or a file of them."),
     "chat": ("qinfer.core.cli.chat", "Talk with a model."),
     "build-ops": ("qinfer.core.cli.build_ops", "Compile the native operators before first use."),
+    "info": ("qinfer.core.cli.info", "Show what a model is and what memory it needs."),
     "bench": ("qinfer.core.cli.bench", "Measure how fast a model runs here."),
     "list-plugins": ("qinfer.core.cli.list_plugins", "List the installed plugins."),
     "doctor": ("qinfer.core.cli.doctor", "Check that this computer is ready, and say what is not."),
