@@ -114,8 +114,10 @@ class Attention {
     for (int64_t t = 0; t < job_.count; ++t) {
       int64_t h = 0;
       for (; h + 4 <= job_.heads; h += 4) Step<4>::run(*this, t, h, j, slot);
-      for (; h + 2 <= job_.heads; h += 2) Step<2>::run(*this, t, h, j, slot);
-      for (; h < job_.heads; ++h) Step<1>::run(*this, t, h, j, slot);
+      const int64_t left = job_.heads - h;
+      if (left == 3) Step<3>::run(*this, t, h, j, slot);
+      if (left == 2) Step<2>::run(*this, t, h, j, slot);
+      if (left == 1) Step<1>::run(*this, t, h, j, slot);
     }
   }
 
