@@ -37,6 +37,7 @@ class BenchSettings:
     output_tokens: int = 64
     batch_sizes: tuple[int, ...] = (1,)
     repeat: int = 3
+    require_kernels: bool = False
 
 
 def measure(settings: BenchSettings) -> list[dict[str, Any]]:
@@ -54,6 +55,7 @@ def measure(settings: BenchSettings) -> list[dict[str, Any]]:
         max_model_len=longest,
         max_num_seqs=max(settings.batch_sizes),
         max_batch_tokens=max(512, *settings.batch_sizes),
+        require_kernels=settings.require_kernels,
     ) as llm:
         if llm.max_model_len < longest:
             raise UsageError(

@@ -39,6 +39,8 @@ COLUMNS = {
 @option(MODEL, "--dtype", default="auto", show_default=True, help="Precision of the parameters.")
 @option(MODEL, "--threads", type=click.IntRange(min=0), default=0,
         help="Threads to compute with.")  # fmt: skip
+@option(MODEL, "--require-kernels", is_flag=True,
+        help="Fail rather than measure the slow reference operators.")  # fmt: skip
 @option(WORK, "--prompt-tokens", type=COUNT, default=128, show_default=True,
         help="Random tokens in each prompt.")  # fmt: skip
 @option(WORK, "--output-tokens", type=COUNT, default=64, show_default=True,

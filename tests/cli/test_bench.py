@@ -71,6 +71,16 @@ def test_errors_of_the_measuring_process_keep_their_code(folder, arguments, code
     assert words in str(done.exception)
 
 
+def test_kernels_that_are_required_and_cannot_be_built(folder, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))  # where no compiler is
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("QINFER_CACHE", str(tmp_path / "cache"))
+    done = bench("--model", folder, "--require-kernels")
+    assert isinstance(done.exception, QinferError)
+    assert done.exception.exit_code == 4
+    assert "C++ compiler" in str(done.exception)
+
+
 def test_a_plot_is_drawn(folder, tmp_path):
     pytest.importorskip("matplotlib")
     path = tmp_path / "speed.png"
