@@ -29,9 +29,7 @@ def read_tiktoken(path: Path) -> models.BPE:
     text = {token: "".join(CHAR_OF[byte] for byte in token) for token in ranks}
     for token in ranks:
         cuts = [(token[:at], token[at:]) for at in range(1, len(token))]
-        known = [pair for pair in cuts if pair[0] in ranks and pair[1] in ranks]
-        known.sort(key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
-        merges += [(text[left], text[right]) for left, right in known]
+        merges += [(text[a], text[b]) for a, b in cuts if a in ranks and b in ranks]
     vocabulary = {text[token]: rank for token, rank in ranks.items()}
     # A whole word that is a token is taken as it is, as tiktoken does.
     return models.BPE(vocab=vocabulary, merges=merges, ignore_merges=True)

@@ -85,6 +85,14 @@ def load(library: Path) -> None:
     ops.to_float32.versions[CPU] = _to_float32
     ops.argmax.versions[CPU] = _argmax
     ops.sample.versions[CPU] = _sample
+    ops.route.versions[CPU] = _route
+    ops.mix_experts.versions[CPU] = _mix_experts
+    ops.arrange_experts.versions[CPU] = _arrange_experts
+    ops.arrange_experts_int4.versions[CPU] = _arrange_experts_int4
+    ops.expert_linear.versions[CPU] = _expert_linear
+    ops.expert_linear_int8.versions[CPU] = _expert_linear_int8
+    ops.expert_linear_fp8.versions[CPU] = _expert_linear_fp8
+    ops.expert_linear_int4.versions[CPU] = _expert_linear_int4
 
 
 _run = paddle._C_ops._run_custom_op
@@ -207,3 +215,57 @@ def _sample(
     shortlist: int,
 ) -> Tensor:
     return _run("qinfer_sample", logits, temperature, top_k, top_p, min_p, uniform)[0]
+
+
+def _route(logits: Tensor, top_k: int, normalise: bool) -> tuple[Tensor, Tensor]:
+    weights, experts = _run("qinfer_route", logits, top_k, normalise)
+    return weights, experts
+
+
+def _mix_experts(
+    routed: Tensor, weights: Tensor, shared: Tensor | None, gate: Tensor | None
+) -> Tensor:
+    return _run("qinfer_mix_experts", routed, weights, shared, gate)[0]
+
+
+def _arrange_experts(weight: Tensor, experts: int, dtype: str) -> Tensor:
+    """As one weight: an expert whose outputs make whole panels begins where a panel does."""
+    if weight.shape[0] // experts % PANEL:
+        return ops.arrange_experts.versions[REFERENCE](weight, experts, dtype)
+    return _arrange(weight, dtype)
+
+
+def _arrange_experts_int4(weight: Tensor, scale: Tensor, experts: int) -> tuple[Tensor, Tensor]:
+    if weight.shape[0] // experts % PANEL:
+        return ops.arrange_experts_int4.versions[REFERENCE](weight, scale, experts)
+    return _arrange_int4(weight, scale)
+
+
+def _expert_linear(x: Tensor, weight: Tensor, experts: Tensor, dtype: str, out: int) -> Tensor:
+    if out % PANEL:
+        return ops.expert_linear.versions[REFERENCE](x, weight, experts, dtype, out)
+    return _run("qinfer_expert_linear", x, weight, None, experts, FORMATS[dtype], out)[0]
+
+
+def _expert_linear_int8(
+    x: Tensor, weight: Tensor, scale: Tensor, experts: Tensor, out: int
+) -> Tensor:
+    if out % PANEL:
+        return ops.expert_linear_int8.versions[REFERENCE](x, weight, scale, experts, out)
+    return _run("qinfer_expert_linear", x, weight, scale, experts, FORMATS["int8"], out)[0]
+
+
+def _expert_linear_fp8(
+    x: Tensor, weight: Tensor, scale: Tensor, experts: Tensor, out: int
+) -> Tensor:
+    if out % PANEL:
+        return ops.expert_linear_fp8.versions[REFERENCE](x, weight, scale, experts, out)
+    return _run("qinfer_expert_linear", x, weight, scale, experts, FORMATS["float8_e4m3fn"], out)[0]
+
+
+def _expert_linear_int4(
+    x: Tensor, weight: Tensor, scale: Tensor, experts: Tensor, out: int
+) -> Tensor:
+    if out % PANEL:
+        return ops.expert_linear_int4.versions[REFERENCE](x, weight, scale, experts, out)
+    return _run("qinfer_expert_linear", x, weight, scale, experts, FORMATS["int4"], out)[0]

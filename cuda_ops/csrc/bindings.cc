@@ -1,6 +1,7 @@
 // The CPU operators as Paddle custom operators. Shapes and types are checked here, where they
 // come in; the kernels trust them.
 #include "cpu/attention.h"
+#include "cpu/experts.h"
 #include "cpu/linear.h"
 #include "cpu/record.h"
 #include "cpu/rows.h"
@@ -247,6 +248,52 @@ std::vector<Tensor> sample(const Tensor& logits, const Tensor& temperature, cons
   return {chosen};
 }
 
+std::vector<Tensor> route(const Tensor& logits, int64_t top_k, bool normalise) {
+  const int64_t tokens = logits.shape()[0], count = logits.shape()[1];
+  PD_CHECK(0 < top_k && top_k <= count, "qinfer_route: top_k must be from 1 to the experts");
+  Tensor weights = result({tokens, top_k}, DataType::FLOAT32, logits);
+  Tensor experts = result({tokens, top_k}, DataType::INT32, logits);
+  qinfer::submit(
+      qinfer::route(floats(logits, "logits"), written(weights),
+                    const_cast<int32_t*>(experts.data<int32_t>()), tokens, count, top_k, normalise),
+      tokens > kFew);
+  return {weights, experts};
+}
+
+std::vector<Tensor> expert_linear(const Tensor& x, const Tensor& packed,
+                                  const paddle::optional<Tensor>& scale, const Tensor& experts,
+                                  int64_t format, int64_t out) {
+  const int64_t rows = x.shape()[0], in = x.shape()[1], pairs = experts.numel();
+  const auto kind = static_cast<qinfer::Format>(format);
+  const int64_t each = qinfer::packed_bytes(kind, out, in), count = packed.numel() / each;
+  PD_CHECK(out % 16 == 0 && packed.numel() == count * each,
+           "qinfer_expert_linear: the packed weights do not have this shape");
+  PD_CHECK(rows > 0 && pairs % rows == 0, "qinfer_expert_linear: rows must divide the pairs");
+  const int64_t scales = kind == qinfer::Format::kInt4 ? out * (in / 64) : out;
+  PD_CHECK(!scale || scale->numel() == count * scales, "qinfer_expert_linear: the scale's size");
+  Tensor y = result({pairs, out}, DataType::FLOAT32, x);
+  qinfer::submit(qinfer::expert_linear(kind, floats(x, "qinfer_expert_linear: x"), read(packed),
+                                       floats(scale, "scale"), int32s(experts, "experts"),
+                                       written(y), pairs, rows, in, out, count));
+  return {y};
+}
+
+std::vector<Tensor> mix_experts(const Tensor& routed, const Tensor& weights,
+                                const paddle::optional<Tensor>& shared,
+                                const paddle::optional<Tensor>& gate) {
+  const int64_t tokens = weights.shape()[0], top_k = weights.shape()[1], width = routed.shape()[1];
+  PD_CHECK(routed.shape()[0] == tokens * top_k, "qinfer_mix_experts: a row for each pair");
+  PD_CHECK(!shared == !gate &&
+               (!shared || (shared->numel() == tokens * width && gate->numel() == tokens)),
+           "qinfer_mix_experts: shared must be [tokens, width] and have a gate [tokens, 1]");
+  Tensor y = result({tokens, width}, DataType::FLOAT32, routed);
+  qinfer::submit(qinfer::mix_experts(floats(routed, "routed"), floats(weights, "weights"),
+                                     floats(shared, "shared"), floats(gate, "gate"), written(y),
+                                     tokens, top_k, width),
+                 tokens > kFew);
+  return {y};
+}
+
 }  // namespace
 
 PD_BUILD_OP(qinfer_pack)
@@ -296,3 +343,20 @@ PD_BUILD_OP(qinfer_sample)
     .Inputs({"logits", "temperature", "top_k", "top_p", "min_p", "uniform"})
     .Outputs({"chosen"})
     .SetKernelFn(PD_KERNEL(sample));
+
+PD_BUILD_OP(qinfer_route)
+    .Inputs({"logits"})
+    .Outputs({"weights", "experts"})
+    .Attrs({"top_k: int64_t", "normalise: bool"})
+    .SetKernelFn(PD_KERNEL(route));
+
+PD_BUILD_OP(qinfer_expert_linear)
+    .Inputs({"x", "packed", paddle::Optional("scale"), "experts"})
+    .Outputs({"y"})
+    .Attrs({"format: int64_t", "out: int64_t"})
+    .SetKernelFn(PD_KERNEL(expert_linear));
+
+PD_BUILD_OP(qinfer_mix_experts)
+    .Inputs({"routed", "weights", paddle::Optional("shared"), paddle::Optional("gate")})
+    .Outputs({"y"})
+    .SetKernelFn(PD_KERNEL(mix_experts));

@@ -7,6 +7,8 @@ import pytest
 from ops import reference64
 from qinfer.core.device import place
 from qinfer.cuda_ops import ops
+from qinfer.cuda_ops.build import build, plan_build
+from qinfer.cuda_ops.record import Recorder, Recording
 
 E4M3 = ml_dtypes.float8_e4m3fn
 SHAPES = [(1, 4, 60, 64, 32), (7, 2, 5, 63, 48), (33, 3, 8, 64, 20), (5, 1, 3, 128, 16)]
@@ -132,3 +134,67 @@ def test_experts_that_are_not_chosen_are_not_read(rng):
     chosen = np.full((4, 1), 2, np.int32)
     got = ops.expert_linear(*tensors(x), arranged, *tensors(chosen), "float32", 16)
     np.testing.assert_allclose(got.numpy(), x @ weight[32:48].T, atol=1e-4)
+
+
+def product_of(dtype, count, out, width, rng):
+    """The arranged weights of some experts, and their product as a function of x and experts."""
+    weight = rng.normal(size=(count * out, width)) * (3 if dtype == "int4" else 30)
+    held = "int8" if dtype == "int4" else dtype
+    rounded = weight.clip(-8, 7) if dtype == "int4" else weight.clip(-100, 100)
+    (weight,) = tensors(rounded.astype(getattr(ml_dtypes, held, held)))
+    groups = width // 64 if dtype == "int4" else 0
+    scale = rng.uniform(0.1, 1, (count * out, groups) if groups else count * out)
+    (scale,) = tensors(scale.astype(np.float32))
+    if dtype == "int4":
+        arranged, scale = ops.arrange_experts_int4(weight, scale, count)
+        return lambda x, e: ops.expert_linear_int4(x, arranged, scale, e, out)
+    arranged = ops.arrange_experts(weight, count, "float32")
+    if dtype == "int8":
+        return lambda x, e: ops.expert_linear_int8(x, arranged, scale, e, out)
+    if dtype == "float8_e4m3fn":
+        return lambda x, e: ops.expert_linear_fp8(x, arranged, scale, e, out)
+    return lambda x, e: ops.expert_linear(x, arranged, e, dtype, out)
+
+
+DTYPES = ["float32", "bfloat16", "int8", "int4", "float8_e4m3fn"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_does_not_depend_on_the_others(dtype, version, rng):
+    """Bit for bit: neither on the batch nor on which other rows its expert has."""
+    if version != "cpu":
+        pytest.skip("Paddle's product adds in an order that depends on the shape")
+    product = product_of(dtype, 4, 48, 128, rng)
+    x = rng.normal(size=(100, 128)).astype(np.float32)
+    experts = rng.integers(0, 4, (100, 2)).astype(np.int32)
+    whole = product(*tensors(x, experts)).numpy()
+    for count in (1, 2, 3, 7, 33, 64):
+        part = product(*tensors(x[:count], experts[:count])).numpy()
+        np.testing.assert_array_equal(part, whole[: 2 * count])
+    each = product(*tensors(np.repeat(x, 2, axis=0), experts)).numpy()
+    np.testing.assert_array_equal(each, whole)
+    moved = product(*tensors(x[::-1], experts[::-1])).numpy()
+    np.testing.assert_array_equal(moved.reshape(100, 2, -1)[::-1].reshape(whole.shape), whole)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_replay_goes_to_other_experts(dtype, version, rng):
+    """Their choice is in the recorded steps' data, not in the recording."""
+    if version != "cpu":
+        pytest.skip("Paddle's own operators are not recorded")
+    recorder = Recorder(build(plan_build()))
+    up, down = product_of(dtype, 9, 64, 128, rng), product_of(dtype, 9, 32, 64, rng)
+
+    def call(logits, x):
+        weights, experts = ops.route(logits, 3, True)
+        return ops.mix_experts(down(up(x, experts), experts), weights, None, None)
+
+    logits, x = np.zeros((5, 9), np.float32), np.ones((5, 128), np.float32)
+    inputs = place(logits), place(x)  # which share memory with the arrays
+    recording = Recording(recorder, lambda: call(*inputs))
+    assert recording.size == 4
+    for _ in range(4):
+        logits[:] = rng.normal(size=logits.shape)
+        x[:] = rng.normal(size=x.shape)
+        expected = call(*tensors(logits.copy(), x.copy())).numpy()
+        np.testing.assert_array_equal(recording.replay().numpy(), expected)

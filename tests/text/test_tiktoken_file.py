@@ -104,10 +104,14 @@ BYTES = b"".join(line(bytes([byte]), byte) for byte in range(256))
 
 
 def test_a_small_vocabulary(tmp_path):
-    (tmp_path / "qwen.tiktoken").write_bytes(BYTES + line(b"ab", 256) + line(b"abc", 257))
+    tokens = [line(b"ab", 256), line(b"abc", 257), line(b"uvw", 258)]
+    (tmp_path / "qwen.tiktoken").write_bytes(BYTES + b"".join(tokens))
     tokenizer = Tokenizer.load(tmp_path)
     assert tokenizer.encode("xabcab") == [120, 257, 256]
-    assert tokenizer.encode("<|im_end|>") == [260]
+    # No merges lead there: only a word that is this token becomes it.
+    assert tokenizer.encode("uvw") == [258]
+    assert tokenizer.encode("uvwx") == [117, 118, 119, 120]
+    assert tokenizer.encode("<|im_end|>") == [261]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 #include "linear.h"
 
+#include "experts.h"
 #include "panels.h"
 
 namespace qinfer {
@@ -23,9 +24,33 @@ int64_t panel_bytes(Format format, int64_t in) {
 
 Job make_job(Format format, const float* x, const void* packed, const float* scale,
              const float* bias, float* y, int64_t rows, int64_t in, int64_t out) {
-  return {
-      x,     in,      in,   out, rows, static_cast<const char*>(packed), panel_bytes(format, in),
-      scale, nullptr, bias, y};
+  Job job{};
+  job.x = x;
+  job.x_stride = job.in = in;
+  job.out = out;
+  job.rows = rows;
+  job.w = static_cast<const char*>(packed);
+  job.panel = panel_bytes(format, in);
+  job.scale = scale;
+  job.bias = bias;
+  job.y = y;
+  return job;
+}
+
+Task product(Format format, const Job& job) {
+  switch (format) {
+    case Format::kF32:
+      return f32_product(job);
+    case Format::kBF16:
+      return bf16_product(job);
+    case Format::kE4M3:
+      return e4m3_product(job);
+    case Format::kInt8:
+      return int8_product(job);
+    case Format::kInt4:
+      return int4_product(job);
+  }
+  return {};
 }
 
 }  // namespace
@@ -54,26 +79,29 @@ void pack_weight(Format format, const void* weight, void* packed, int64_t out, i
 
 Task linear(Format format, const float* x, const void* packed, const float* scale,
             const float* bias, float* y, int64_t rows, int64_t in, int64_t out) {
-  const Job job = make_job(format, x, packed, scale, bias, y, rows, in, out);
-  switch (format) {
-    case Format::kF32:
-      return f32_product(job);
-    case Format::kBF16:
-      return bf16_product(job);
-    case Format::kE4M3:
-      return e4m3_product(job);
-    case Format::kInt8:
-      return int8_product(job);
-    case Format::kInt4:
-      return int4_product(job);
-  }
-  return {};
+  return product(format, make_job(format, x, packed, scale, bias, y, rows, in, out));
 }
 
 Task linear_a8w8(const float* x, const void* packed, const float* scale, const float* input_scale,
                  const float* bias, float* y, int64_t rows, int64_t in, int64_t out) {
   return a8w8_product(make_job(Format::kInt8, x, packed, scale, bias, y, rows, in, out),
                       input_scale);
+}
+
+Task expert_linear(Format format, const float* x, const void* packed, const float* scale,
+                   const int32_t* experts, float* y, int64_t pairs, int64_t x_rows, int64_t in,
+                   int64_t out, int64_t count) {
+  auto order = std::make_shared<Order>(Order{experts, pairs, count, pairs / x_rows,
+                                             scratch<int64_t>(pairs), scratch<int64_t>(count + 1)});
+  Job job = make_job(format, x, packed, scale, nullptr, y, pairs, in, out);
+  job.order = order.get();
+  job.scales = format == Format::kInt4 ? out * (in / 64) : out;
+  const Task multiply = product(format, job);
+  return [=](const Worker& me) {
+    if (me.index == 0) order->sort();
+    me.wait();
+    multiply(me);
+  };
 }
 
 }  // namespace qinfer

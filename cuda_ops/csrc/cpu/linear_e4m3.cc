@@ -152,14 +152,15 @@ Task e4m3_product(const Job& job) {
   return [=](const Worker& me) {
     me.share(job.rows, [&](int64_t first, int64_t end) {
       for (int64_t r = first; r < end; ++r)
-        unit[r] = round_row(job.x + r * job.in, rounded.get() + r * stride, job.in) * kUnit;
+        unit[r] = round_row(job.row(r), rounded.get() + r * stride, job.in) * kUnit;
     });
     me.wait();
-    Job mine = job;
-    mine.x = reinterpret_cast<const float*>(rounded.get());
-    mine.x_stride = stride;
-    mine.row_scale = unit.get();
-    product(mine, me);
+    each_weight(job, [&](Job part, int64_t first) {
+      part.x = reinterpret_cast<const float*>(rounded.get() + first * stride);
+      part.x_stride = stride;
+      part.row_scale = unit.get() + first;
+      product(part, me);
+    });
   };
 }
 

@@ -19,6 +19,14 @@ struct Planes {
   std::shared_ptr<uint8_t[]> high, low;
   std::shared_ptr<float[]> scale;
   int64_t stride;
+
+  // Those of the rows from `first` on.
+  Planes from(int64_t first) const {
+    return {{high, high.get() + first * stride},
+            {low, low.get() + first * stride},
+            {scale, scale.get() + first},
+            stride};
+  }
 };
 
 void split_row(const float* row, int64_t in, const Planes& planes, int64_t r) {
@@ -143,15 +151,24 @@ constexpr float kSmallPlaneMax = 16319.0f;  // 127 * 128 + 63
 struct SignedPlanes {
   std::shared_ptr<int8_t[]> high, low;
   std::shared_ptr<float[]> scale, sums;
+
+  // Those of the groups from `first` on.
+  SignedPlanes from(int64_t first) const {
+    return {{high, high.get() + first * kGroupInputs},
+            {low, low.get() + first * kGroupInputs},
+            {scale, scale.get() + first},
+            {sums, sums.get() + first}};
+  }
 };
 
+// Group g of all, whose inputs are at x.
 void split_group(const float* x, const SignedPlanes& planes, int64_t g) {
   const int64_t first = g * kGroupInputs;
-  const float largest = largest_magnitude(x + first, kGroupInputs);
+  const float largest = largest_magnitude(x, kGroupInputs);
   const float inverse = largest > 0 ? kSmallPlaneMax / largest : 0;
   I32 total = {};
   for (int64_t k = first; k < first + kGroupInputs; k += kLanes) {
-    const I32 q = __builtin_convertvector(nearest(load<F32>(x + k) * inverse), I32);
+    const I32 q = __builtin_convertvector(nearest(load<F32>(x + k - first) * inverse), I32);
     const I32 low = ((q + 64) & 127) - 64;
     total += q;
     store(&planes.low[k], __builtin_convertvector(low, I8));
@@ -261,10 +278,12 @@ Task int8_product(const Job& job) {
   product.row_scale = x.scale.get();
   return [=](const Worker& me) {
     me.share(job.rows, [&](int64_t first, int64_t end) {
-      for (int64_t r = first; r < end; ++r) split_row(job.x + r * job.in, job.in, x, r);
+      for (int64_t r = first; r < end; ++r) split_row(job.row(r), job.in, x, r);
     });
     me.wait();
-    over_tiles<Int8Tile, 6>(product, x, me);
+    each_weight(product, [&](const Job& part, int64_t first) {
+      over_tiles<Int8Tile, 6>(part, x.from(first), me);
+    });
   };
 }
 
@@ -285,14 +304,18 @@ Task a8w8_product(const Job& job, const float* input_scale) {
 
 Task int4_product(const Job& job) {
   const int64_t size = job.rows * job.in, groups = size / kGroupInputs;
+  const int64_t in_row = job.in / kGroupInputs;
   const SignedPlanes x{scratch<int8_t>(size), scratch<int8_t>(size), scratch<float>(groups),
                        scratch<float>(groups)};
   return [=](const Worker& me) {
     me.share(groups, [&](int64_t first, int64_t end) {
-      for (int64_t g = first; g < end; ++g) split_group(job.x, x, g);
+      for (int64_t g = first; g < end; ++g)
+        split_group(job.row(g / in_row) + g % in_row * kGroupInputs, x, g);
     });
     me.wait();
-    over_tiles<Int4Tile, 4>(job, x, me);
+    each_weight(job, [&](const Job& part, int64_t first) {
+      over_tiles<Int4Tile, 4>(part, x.from(first * in_row), me);
+    });
   };
 }
 

@@ -37,6 +37,18 @@ void pack_panels(const T* weight, T* packed, int64_t out, int64_t in, int step) 
   }
 }
 
+// Pairs of a token and an expert, sorted by expert, so that those of one are multiplied together.
+struct Order {
+  const int32_t* experts;             // [pairs], of each pair
+  int64_t pairs, count;               // experts there are
+  int64_t share;                      // pairs that have a row of x in common
+  std::shared_ptr<int64_t[]> pair;    // [pairs], in order
+  std::shared_ptr<int64_t[]> starts;  // [count + 1], where each expert's begin in it
+
+  // Fill in `pair` and `starts`, keeping the order of an expert's pairs.
+  void sort();
+};
+
 struct Job {
   const float* x;
   int64_t x_stride, in, out, rows;
@@ -46,13 +58,38 @@ struct Job {
   const float* row_scale;  // [rows] or null
   const float* bias;       // [out] or null
   float* y;
+  const Order* order;  // of experts' pairs, or null: one weight for all rows
+  const int64_t* to;   // row -> row of y, or null: the same
+  int64_t scales;      // numbers in `scale`
+
+  // Where row r of x begins; of the r-th pair in order.
+  const float* row(int64_t r) const { return x + (order ? order->pair[r] / order->share : r) * in; }
 };
+
+// run(part, first) for the rows of each weight: all of them, or those of each expert that has any.
+// row_scale is that of rows in order; x is left to `run`, which has them in order somewhere.
+template <typename Run>
+void each_weight(const Job& job, const Run& run) {
+  if (!job.order) return run(job, 0);
+  const Order& order = *job.order;
+  for (int64_t e = 0; e < order.count; ++e) {
+    const int64_t first = order.starts[e], rows = order.starts[e + 1] - first;
+    if (rows == 0) continue;
+    Job part = job;
+    part.rows = rows;
+    part.w += e * divide_up(job.out, kLanes) * job.panel;
+    if (job.scale) part.scale += e * job.scales;
+    if (job.row_scale) part.row_scale += first;
+    part.to = order.pair.get() + first;
+    run(part, first);
+  }
+}
 
 // y for 16 outputs of one row; the last panel may have fewer.
 inline void finish(const Job& job, int64_t row, int64_t p, F32 v) {
   const int64_t o = p * kLanes;
   const int64_t count = std::min<int64_t>(kLanes, job.out - o);
-  float* y = job.y + row * job.out + o;
+  float* y = job.y + (job.to ? job.to[row] : row) * job.out + o;
   float buffer[kLanes], scale[kLanes] = {}, bias[kLanes] = {};
   if (job.row_scale) v *= job.row_scale[row];
   if (count == kLanes) {
