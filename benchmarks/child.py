@@ -32,7 +32,7 @@ class Child:
         self.ready = self._answer("ready", START_SECONDS)
 
     def order(self, **order: Any) -> dict[str, Any]:
-        """Run one request and return its timings."""
+        """Run requests and return their timings."""
         self._send(order)
         return self._answer("run", RUN_SECONDS)
 

@@ -12,18 +12,18 @@ import json
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.child import peer_script
+from benchmarks.random_model import SHAPES, write_model
 
 SPARE_BYTES = 300_000_000
-HIDDEN, INNER, KV, VOCABULARY = 896, 4864, 128, 151936
-SHARD_LAYERS = 6
+SHAPE = SHAPES["qwen2-0.5b"]
 
 
 def main() -> None:
@@ -32,84 +32,13 @@ def main() -> None:
     parser.add_argument("schemes", nargs="*", default=["none", "wint8", "wint4", "fp8"])
     parser.add_argument("--layers", type=int, default=24, help="fewer for a quick look")
     options = parser.parse_args()
+    largest = SHAPE.largest_tensor_bytes
     with tempfile.TemporaryDirectory(prefix="qinfer-memory-") as folder:
-        largest = write_model(Path(folder), options.layers)
+        write_model(Path(folder), replace(SHAPE, layers=options.layers))
         results = {scheme: probe(Path(folder), scheme) for scheme in options.schemes}
     show(results, largest)
     if not all(fits(result, largest) for result in results.values()):
         raise SystemExit(1)
-
-
-def write_model(folder: Path, layers: int) -> int:
-    """A tied random model, a few layers a shard; returns the bytes of its largest tensor."""
-    shards = [{"model.embed_tokens.weight": (VOCABULARY, HIDDEN), "model.norm.weight": (HIDDEN,)}]
-    for start in range(0, layers, SHARD_LAYERS):
-        shards.append({})
-        for layer in range(start, min(start + SHARD_LAYERS, layers)):
-            shards[-1] |= layer_shapes(f"model.layers.{layer}.")
-    weight_map = {}
-    for number, shapes in enumerate(shards, 1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_shard(folder / file, shapes)
-        weight_map |= dict.fromkeys(shapes, file)
-    write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
-    write_json(folder / "config.json", config(layers))
-    return 2 * VOCABULARY * HIDDEN
-
-
-def layer_shapes(prefix: str) -> dict[str, tuple[int, ...]]:
-    """Qwen2's tensors of one layer."""
-    shapes: dict[str, tuple[int, ...]] = {
-        "self_attn.q_proj.weight": (HIDDEN, HIDDEN),
-        "self_attn.k_proj.weight": (KV, HIDDEN),
-        "self_attn.v_proj.weight": (KV, HIDDEN),
-        "self_attn.o_proj.weight": (HIDDEN, HIDDEN),
-        "mlp.gate_proj.weight": (INNER, HIDDEN),
-        "mlp.up_proj.weight": (INNER, HIDDEN),
-        "mlp.down_proj.weight": (HIDDEN, INNER),
-        "self_attn.q_proj.bias": (HIDDEN,),
-        "self_attn.k_proj.bias": (KV,),
-        "self_attn.v_proj.bias": (KV,),
-        "input_layernorm.weight": (HIDDEN,),
-        "post_attention_layernorm.weight": (HIDDEN,),
-    }
-    return {prefix + name: shape for name, shape in shapes.items()}
-
-
-def write_shard(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Random values in bfloat16."""
-    import ml_dtypes
-    from safetensors.numpy import save_file
-
-    rng = np.random.Generator(np.random.PCG64(len(shapes)))
-    tensors = {}
-    for name, shape in shapes.items():
-        values = rng.standard_normal(shape, dtype=np.float32) * np.float32(0.02)
-        tensors[name] = values.astype(ml_dtypes.bfloat16)
-    save_file(tensors, path, metadata={"format": "pt"})
-
-
-def config(layers: int) -> dict[str, Any]:
-    """Qwen2-0.5B's config.json, but for the number of layers."""
-    return {
-        "architectures": ["Qwen2ForCausalLM"],
-        "model_type": "qwen2",
-        "hidden_size": HIDDEN,
-        "intermediate_size": INNER,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 14,
-        "num_key_value_heads": 2,
-        "vocab_size": VOCABULARY,
-        "max_position_embeddings": 32768,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 1000000.0,
-        "tie_word_embeddings": True,
-        "hidden_act": "silu",
-        "torch_dtype": "bfloat16",
-        "bos_token_id": 151643,
-        "eos_token_id": 151645,
-        "use_sliding_window": False,
-    }
 
 
 def probe(folder: Path, scheme: str) -> dict[str, Any]:
@@ -142,11 +71,6 @@ def show(results: dict[str, dict[str, Any]], largest: int) -> None:
         f"MB of 10^6 bytes above the process before; largest tensor {largest / 1e6:.0f}"
     )
     Console().print(table)
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Indented JSON."""
-    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,9 @@ from pathlib import Path
 from benchmarks.child import peer_script
 from benchmarks.gguf_formats import readable_bytes, rewritten
 
+SPARE_CONTEXT = 64
+"""Beyond the prompt and its answer, so that the context's end stops no answer."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
@@ -90,12 +93,15 @@ def _llama(options: Namespace) -> list[Program]:
     given = Path(options.gguf)
     files = {given.stem.rpartition(".")[2]: given}
     for name in options.gguf_formats:
-        files[name] = rewritten(given, name, Path(options.cache))
+        if name not in files:
+            files[name] = rewritten(given, name, Path(options.cache))
+    context = options.prompt_tokens + options.new_tokens + SPARE_CONTEXT
+    sizes = options.threads, context, options.streams
     start = options.llama_python, peer_script("llama_peer.py")
     return [
         Program(
             name=f"llama.cpp {name}",
-            command=(*start, str(path), str(options.threads)),
+            command=(*start, str(path), *map(str, sizes)),
             bytes_per_token=readable_bytes(path),
         )
         for name, path in files.items()

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+Prompt = dict[str, Any]
+"""Its ``text`` and, as ``prompt``, its token ids."""
+
 TEXT = (
     "The river rises in the hills above the old town and runs for forty miles through woods and "
     "meadows before it meets the sea. In spring the water is high and cold, and people who live "
@@ -13,9 +16,9 @@ TEXT = (
 )
 
 
-def make_prompts(model: Path, tokens: int, number: int) -> list[dict[str, Any]]:
-    """Texts of exactly so many tokens, with their ids; all begin differently, so that no program
-    finds the start of one in its cache."""
+def make_prompts(model: Path, tokens: int, rounds: int, streams: int) -> list[list[Prompt]]:
+    """For each round as many texts as are asked at once, of exactly so many tokens; all begin
+    differently, so that no program finds the start of one in its cache."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
@@ -23,8 +26,12 @@ def make_prompts(model: Path, tokens: int, number: int) -> list[dict[str, Any]]:
     def ids(text: str) -> list[int]:
         return list(tokenizer.encode(text, add_special_tokens=False).ids)
 
-    texts = [_fill(f"{turn + 1}. Chapter:", tokens, ids) for turn in range(number)]
-    return [{"text": text, "prompt": ids(text)} for text in texts]
+    def prompt(number: int) -> Prompt:
+        text = _fill(f"{number}. Chapter:", tokens, ids)
+        return {"text": text, "prompt": ids(text)}
+
+    numbers = iter(range(1, rounds * streams + 1))
+    return [[prompt(next(numbers)) for _ in range(streams)] for _ in range(rounds)]
 
 
 def _fill(text: str, tokens: int, ids: Any) -> str:

@@ -4,48 +4,54 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 MISSING = "not measured"
+DEMO = "the demo checkpoint"
 _DIRECTORIES = re.compile(r"(?<![\w/])(/[^\s/'\"]+)*/(?=[^\s/'\"])")
 BUSY = 0.7
 """Load average of the minute before, from which on something else must have been running."""
 
 Rows = Sequence[Sequence[str]]
-
-SPEED_HEAD = (
-    "program",
-    "prefill tokens/s",
-    "first token ms",
-    "decode tokens/s",
-    "share of floor",
-    "load s",
-    "peak MB",
-    "threads",
-)
-STARTUP_HEAD = ("command", "seconds", "fastest", "slowest")
+Cells = Callable[[dict[str, Any]], list[str]]
+"""What a measured program's row says after its name."""
 
 
-def speed_rows(results: Sequence[dict[str, Any]]) -> Rows:
-    """One row a program."""
-    return [
-        [r["name"], *([MISSING, *["-"] * 6] if "missing" in r else _speeds(r))] for r in results
-    ]
+def speed_table(report: dict[str, Any]) -> tuple[Sequence[str], Rows]:
+    """Head and a row for each program."""
+    streams = report["settings"]["streams"]
+    several = streams > 1
+    head = (
+        "program",
+        *([f"output tokens/s of {streams} streams"] if several else []),
+        "prefill tokens/s",
+        "all first tokens ms" if several else "first token ms",
+        "decode tokens/s",
+        "share of floor",
+        "load s",
+        "peak MB",
+        "threads",
+    )
+    return head, _rows(head, report["programs"], _outputs if several else _speeds)
 
 
-def startup_rows(results: Sequence[dict[str, Any]]) -> Rows:
-    """One row a command."""
-    return [[r["name"], *([MISSING, *["-"] * 2] if "missing" in r else _times(r))] for r in results]
+def startup_table(report: dict[str, Any]) -> tuple[Sequence[str], Rows]:
+    """Head and a row for each command."""
+    head = "command", "seconds", "fastest", "slowest"
+    return head, _rows(head, report["startup"], _times)
 
 
 def write(report: dict[str, Any], folder: Path) -> Path:
-    """Write ``<date>-<commit>.json`` and ``.md``; returns the markdown's path."""
+    """Write ``<date>-<commit>[-<what else>].json`` and ``.md``; returns the markdown's path."""
     folder.mkdir(parents=True, exist_ok=True)
-    machine = report["machine"]
-    stem = folder / f"{machine['date'][:10]}-{machine['commit']}"
+    machine, settings = report["machine"], report["settings"]
+    parts = [machine["date"][:10], machine["commit"]]
+    parts += [settings["model"]] if settings["model"] != DEMO else []
+    parts += [f"{settings['streams']}-streams"] if settings["streams"] > 1 else []
+    stem = folder / "-".join(parts)
     text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
     stem.with_name(stem.name + ".json").write_text(text, encoding="utf-8")
     target = stem.with_name(stem.name + ".md")
@@ -57,9 +63,9 @@ def markdown(report: dict[str, Any]) -> str:
     """The whole report as a page."""
     parts = [f"# Benchmark {report['machine']['date']}", facts(report)]
     if report["programs"]:
-        parts += [_table(SPEED_HEAD, speed_rows(report["programs"])), _texts(report["programs"])]
+        parts += [_table(*speed_table(report)), _texts(report["programs"])]
     if report["startup"]:
-        parts += ["## Start-up", _table(STARTUP_HEAD, startup_rows(report["startup"]))]
+        parts += ["## Start-up", _table(*startup_table(report))]
     parts += ["\n".join(f"- {line}" for line in reasons(report))]
     return "\n\n".join(filter(None, parts)) + "\n"
 
@@ -81,7 +87,8 @@ def facts(report: dict[str, Any]) -> str:
         f"memory read at {reads[0]:.1f} to {reads[-1]:.1f} GB/s with {settings['threads']} threads "
         f"in these rounds, median {median(reads):.1f}",
         f"model: {settings['model']}; {settings['prompt_tokens']} prompt tokens, "
-        f"{settings['new_tokens']} new ones, medians of {settings['rounds']} rounds",
+        f"{settings['new_tokens']} new ones, {settings['streams']} at once, "
+        f"medians of {settings['rounds']} rounds",
         ", ".join(f"{name} {version}" for name, version in versions.items()),
         *notes,
         f"`{machine['command']}`",
@@ -92,6 +99,15 @@ def facts(report: dict[str, Any]) -> str:
 def busy(machine: dict[str, Any]) -> str:
     """A warning where something else was running."""
     return " (BUSY: do not compare these numbers)" if machine["load_average"] > BUSY else ""
+
+
+def _rows(head: Sequence[str], results: Sequence[dict[str, Any]], cells: Cells) -> Rows:
+    missing = [MISSING, *["-"] * (len(head) - 2)]
+    return [[r["name"], *(missing if "missing" in r else cells(r))] for r in results]
+
+
+def _outputs(r: dict[str, Any]) -> list[str]:
+    return [f"{r['output_tokens_per_second']:.1f}", *_speeds(r)]
 
 
 def _speeds(r: dict[str, Any]) -> list[str]:

@@ -39,11 +39,11 @@ class Entrant:
         else:
             self.facts = {k: v for k, v in self.child.ready.items() if k != "event"}
 
-    def run(self, prompt: dict[str, Any], new_tokens: int) -> None:
-        """Run one request."""
+    def run(self, prompts: Sequence[dict[str, Any]], new_tokens: int) -> None:
+        """Run one request, or several at once."""
         if self.child:
             try:
-                self.runs.append(self.child.order(**prompt, new_tokens=new_tokens))
+                self.runs.append(self.child.order(requests=prompts, new_tokens=new_tokens))
             except ChildError as error:
                 self.missing, self.child = str(error), None
 
@@ -55,22 +55,25 @@ class Entrant:
             except ChildError as error:
                 self.missing = str(error)
 
-    def result(self, prompt_tokens: int, speeds: Sequence[float]) -> dict[str, Any]:
-        """Medians of all runs but the first.
+    def result(self, streams: int, prompt_tokens: int, speeds: Sequence[float]) -> dict[str, Any]:
+        """Medians of all runs but the first; the tokens of all streams count together.
 
         A run's floor is the time to read the weights at the bandwidth measured in the same
-        round: on a shared host it changes from minute to minute.
+        round: on a shared host it changes from minute to minute. One reading serves a token of
+        every stream.
         """
         name, runs = self.program.name, self.runs[1:]
         if self.missing or not runs:
             return {"name": name, "missing": self.missing or "no run was counted"}
         first = median(run["first_token_seconds"] for run in runs)
         tokens = [run["decode_seconds"] / run["decode_tokens"] for run in runs]
-        floors = [self.program.bytes_per_token / speed for speed in speeds[1:]]
+        floors = [self.program.bytes_per_token / speed / streams for speed in speeds[1:]]
+        output = median(run["total_tokens"] / run["total_seconds"] for run in runs)
         return self.facts | {
             "name": name,
             "first_token_seconds": first,
-            "prefill_tokens_per_second": prompt_tokens / first,
+            "output_tokens_per_second": output,
+            "prefill_tokens_per_second": streams * prompt_tokens / first,
             "decode_tokens_per_second": 1 / median(tokens),
             "bytes_per_token": self.program.bytes_per_token,
             "share_of_floor": median(f / t for f, t in zip(floors, tokens, strict=True)),
@@ -81,14 +84,15 @@ class Entrant:
 
 def measure_programs(
     programs: Sequence[Program],
-    prompts: Sequence[dict[str, Any]],
+    rounds: Sequence[Sequence[dict[str, Any]]],
     new_tokens: int,
     bandwidth: ReadBandwidth,
     note: Note,
 ) -> tuple[list[dict[str, Any]], list[float]]:
     """Results in the order of ``programs``, and each round's read bandwidth in bytes per second.
 
-    The first prompt warms up and is not counted.
+    ``rounds`` has the prompts of each, which are given at once. The first round warms up and is
+    not counted.
     """
     entrants = [Entrant(program) for program in programs]
     speeds = []
@@ -96,16 +100,17 @@ def measure_programs(
         for entrant in entrants:
             note(f"loading {entrant.program.name}")
             entrant.start()
-        for turn, prompt in enumerate(prompts):
-            note(f"round {turn} of {len(prompts) - 1}")
+        for turn, prompts in enumerate(rounds):
+            note(f"round {turn} of {len(rounds) - 1}")
             speeds.append(bandwidth.measure())
             for entrant in entrants:
                 time.sleep(REST_SECONDS)
-                entrant.run(prompt, new_tokens)
+                entrant.run(prompts, new_tokens)
         for entrant in entrants:
             entrant.stop()
     finally:
         for entrant in entrants:
             if entrant.child:
                 entrant.child.kill()
-    return [entrant.result(len(prompts[0]["prompt"]), speeds) for entrant in entrants], speeds
+    sizes = len(rounds[0]), len(rounds[0][0]["prompt"])
+    return [entrant.result(*sizes, speeds) for entrant in entrants], speeds

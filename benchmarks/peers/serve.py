@@ -1,9 +1,9 @@
-"""The measured side: load a model, then answer one order a line. Standard library only.
+"""The measured side: load a model, then answer each line's requests. Standard library only.
 
 Every program is measured by this code, in a process and an interpreter of its own:
 
     out  {"event": "ready", "load_seconds": …, "threads": …, "versions": {…}, …}
-    in   {"text": "…", "prompt": [ids], "new_tokens": 64}
+    in   {"requests": [{"text": "…", "prompt": [ids]}, …], "new_tokens": 64}
     out  {"event": "run", "first_token_seconds": …, "decode_seconds": …, "decode_tokens": …, …}
     in   {"quit": true}
     out  {"event": "bye", "peak_memory_bytes": …}
@@ -16,12 +16,20 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-Arrived = Callable[[int], None]
-"""To be called with the number of new tokens whenever some have come."""
+Arrived = Callable[[int, int], None]
+"""To be called with a request's place and the number of its new tokens whenever some have come."""
+
+
+class Arrival(NamedTuple):
+    """New tokens of the request at ``place``, and the clock when they came."""
+
+    seconds: float
+    place: int
+    tokens: int
 
 
 class Order(NamedTuple):
@@ -33,8 +41,8 @@ class Order(NamedTuple):
     new_tokens: int
 
 
-Generate = Callable[[Order, Arrived], str]
-"""Carries out an order and returns the new tokens' text."""
+Generate = Callable[[Sequence[Order], Arrived], list[str]]
+"""Carries out orders at once and returns the new tokens' text of each."""
 
 Load = Callable[[], tuple[Generate, dict[str, Any]]]
 """Load the model; returns how to run it, and what to say about it."""
@@ -47,37 +55,42 @@ def serve(load: Load) -> None:
     generate, facts = load()
     emit({"event": "ready", "load_seconds": time.perf_counter() - start, **facts})
     for line in sys.stdin:
-        order = json.loads(line)
-        if order.get("quit"):
+        asked = json.loads(line)
+        if asked.get("quit"):
             break
-        emit(measure(generate, Order(**order)))
+        orders = [Order(**one, new_tokens=asked["new_tokens"]) for one in asked["requests"]]
+        emit(measure(generate, orders))
     emit({"event": "bye", "peak_memory_bytes": peak_memory()})
 
 
-def measure(generate: Generate, order: Order) -> dict[str, Any]:
-    """Time one request from outside, as its user would: by when tokens arrive.
+def measure(generate: Generate, orders: Sequence[Order]) -> dict[str, Any]:
+    """Time requests made at once from outside, as their users would: by when tokens arrive.
 
-    Decoding is timed from the first arrival to the last; what arrives first came out of prefill
-    and doesn't count.
+    The prompts' time ends when the last of the requests gets its first token. Decoding is timed
+    from there to the last arrival; what arrived until then doesn't count for it.
     """
-    stamps: list[float] = []
-    counts: list[int] = []
+    arrivals: list[Arrival] = []
 
-    def arrived(tokens: int) -> None:
+    def arrived(place: int, tokens: int) -> None:
         if tokens:
-            stamps.append(time.perf_counter())
-            counts.append(tokens)
+            arrivals.append(Arrival(time.perf_counter(), place, tokens))
 
     start = time.perf_counter()
-    text = generate(order, arrived)
-    if sum(counts) != order.new_tokens:
-        raise RuntimeError(f"{sum(counts)} tokens came instead of {order.new_tokens}")
+    texts = generate(orders, arrived)
+    for place, order in enumerate(orders):
+        came = sum(arrival.tokens for arrival in arrivals if arrival.place == place)
+        if came != order.new_tokens:
+            raise RuntimeError(f"{came} tokens came instead of {order.new_tokens}")
+    places = [arrival.place for arrival in arrivals]
+    begun = max(places.index(place) for place in range(len(orders)))
     return {
         "event": "run",
-        "first_token_seconds": stamps[0] - start,
-        "decode_seconds": stamps[-1] - stamps[0],
-        "decode_tokens": sum(counts) - counts[0],
-        "text": text,
+        "first_token_seconds": arrivals[begun].seconds - start,
+        "decode_seconds": arrivals[-1].seconds - arrivals[begun].seconds,
+        "decode_tokens": sum(arrival.tokens for arrival in arrivals[begun + 1 :]),
+        "total_seconds": arrivals[-1].seconds - start,
+        "total_tokens": sum(arrival.tokens for arrival in arrivals),
+        "text": texts[0],
     }
 
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from serve import Arrived, Generate, Order, serve
 
 
 class Streamer:
-    """What ``generate`` reports to: it puts the prompt first, then every new token."""
+    """What ``generate`` reports to: it puts the prompts first, then a new token of each."""
 
     def __init__(self, arrived: Arrived) -> None:
-        self.arrived, self.puts = arrived, 0
+        self.arrived, self.prompts = arrived, True
 
     def put(self, value: Any) -> None:
-        self.arrived(1 if self.puts else 0)
-        self.puts += 1
+        for place in range(0 if self.prompts else len(value)):
+            self.arrived(place, 1)
+        self.prompts = False
 
     def end(self) -> None:
         """Nothing to do at the end."""
@@ -34,17 +36,18 @@ def load() -> tuple[Generate, dict[str, Any]]:
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=f"{folder}/tokenizer.json")
     model.generation_config.eos_token_id = None  # or it would stop before new_tokens
 
-    def generate(order: Order, arrived: Arrived) -> str:
-        ids = torch.tensor([order.prompt])
+    def generate(orders: Sequence[Order], arrived: Arrived) -> list[str]:
+        """One batch of prompts of equal length."""
+        ids = torch.tensor([order.prompt for order in orders])
         with torch.inference_mode():
             output = model.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
-                max_new_tokens=order.new_tokens,
+                max_new_tokens=orders[0].new_tokens,
                 do_sample=False,
                 streamer=Streamer(arrived),
             )
-        return str(tokenizer.decode(output[0, len(order.prompt) :]))
+        return [str(tokenizer.decode(row)) for row in output[:, ids.shape[1] :]]
 
     versions = {"transformers": transformers.__version__, "torch": torch.__version__}
     return generate, {"threads": torch.get_num_threads(), "versions": versions}
