@@ -60,7 +60,11 @@ class Model(Protocol):
 
 
 class Runner(Protocol):
-    """A backend's open model: owns the KV cache and runs steps."""
+    """A backend's open model: owns the KV cache and runs steps.
+
+    It may have ``logits(batch)``, which runs a step and returns the logits [R, vocab_size] float32
+    as numpy instead of choosing tokens; ``qinfer eval`` needs it.
+    """
 
     def step(self, batch: StepInput, sampling: SamplingInput) -> StepOutput:
         """Run one step over numpy inputs and bring the chosen tokens back as numpy."""

@@ -30,7 +30,7 @@ class Progress(Protocol):
     def note(self) -> Callable[[str], None] | None:
         """Takes a line of information; None where nobody reads it."""
 
-    def bar(self, text: str, total: int) -> AbstractContextManager[Any]:
+    def bar(self, text: str, total: int, unit: str = "bytes") -> AbstractContextManager[Any]:
         """A context whose value is called with the amount done since the last call."""
 
 
