@@ -6,13 +6,18 @@ import pytest
 from goldens import tiny
 from qinfer import LLM, SamplingParams
 
-SCHEMES = {"none": 1e-4, "wint8": 0.15, "wint4": 5.0, "fp8": 1.5}
+SCHEMES = {"none": 1e-4, "wint8": 0.15, "wint4": 5.0, "a8w8": 0.6, "fp8": 1.5}
 """Largest logit difference to float32 allowed; the tiny models' logits have deviation 3."""
 
 
 @pytest.mark.parametrize(
     ("case", "quant"),
-    [*(("gqa", quant) for quant in SCHEMES), ("odd_tied", "wint8"), ("odd_tied", "fp8")],
+    [
+        *(("gqa", quant) for quant in SCHEMES),
+        ("odd_tied", "wint8"),
+        ("odd_tied", "a8w8"),
+        ("odd_tied", "fp8"),
+    ],
 )
 def test_a_scheme_stays_near_the_float32_logits(tmp_path, case, quant):
     folder = tiny.write_checkpoint(tmp_path / "model", tiny.CASES[case])
@@ -31,7 +36,7 @@ def test_a_scheme_stays_near_the_float32_logits(tmp_path, case, quant):
         assert np.abs(difference).max() > 0, "the scheme changed nothing at all"
 
 
-@pytest.mark.parametrize("quant", ["wint8", "weight_only_int8", "wint4", "fp8", "a8w8_fp8"])
+@pytest.mark.parametrize("quant", ["wint8", "weight_only_int8", "wint4", "a8w8", "fp8", "a8w8_fp8"])
 def test_the_head_is_left_out_and_said_so(tmp_path, quant):
     folder = tiny.write_checkpoint(tmp_path / "model", tiny.CASES["gqa"])
     with LLM(str(folder), quant=quant) as llm:
