@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from qinfer.core.types import Array, LayerCache, LinearSpec, SamplingInput, StepInput, StepOutput
@@ -46,6 +47,24 @@ class ModelParts(Protocol):
         """A computed numpy table (such as rotary cosines) on the device, by default in
         the compute dtype.
         """
+
+
+class StoredTensors(Protocol):
+    """A checkpoint's tensors by name, as they lie on disk."""
+
+    folder: Path
+
+    def names(self) -> tuple[str, ...]:
+        """Every tensor's name."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape."""
+
+    def dtype(self, name: str) -> str:
+        """A tensor's dtype, as safetensors names it ("BF16")."""
+
+    def read(self, name: str) -> Array:
+        """A tensor as a read-only numpy array."""
 
 
 class Model(Protocol):

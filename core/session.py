@@ -13,14 +13,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 from qinfer.core.discovery import Installed, PluginRecord, discover
 from qinfer.core.errors import BadCheckpoint, UsageError
 from qinfer.core.hooks import Hooks
-from qinfer.core.selection import detect_model, open_session, resolve
+from qinfer.core.selection import choose_quant, detect_model, open_session, resolve
 from qinfer.core.types import CacheSpec, DeviceInfo, LoadStats, ModelConfig, QuantPlan, RunConfig
 
 if TYPE_CHECKING:
+    from qinfer.core.checkpoint.files import Checkpoint
+    from qinfer.core.checkpoint.layout import LoadPlan
     from qinfer.core.engine.engine import Engine
     from qinfer.core.tokenizer import Tokenizer
 
-DTYPES = ("auto", "bfloat16", "float16", "float32")
+AUTO = "auto"
+DTYPES = (AUTO, "bfloat16", "float16", "float32")
 
 
 class Progress(Protocol):
@@ -36,13 +39,13 @@ class Progress(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Selected:
-    """The plugins a run names, found in the metadata but not imported; ``model`` is None until
-    a config.json decides.
+    """The plugins a run names, found in the metadata but not imported; ``model`` and ``quant`` are
+    None where a config.json decides.
     """
 
     installed: Installed
     model: PluginRecord | None
-    quant: PluginRecord
+    quant: PluginRecord | None
     backend: PluginRecord
     observers: tuple[PluginRecord, ...]
 
@@ -70,7 +73,7 @@ def select(run: RunConfig) -> Selected:
     return Selected(
         installed=installed,
         model=resolve("model", run.plugin, installed) if run.plugin else None,
-        quant=resolve("quant", run.quant, installed),
+        quant=None if run.quant == AUTO else resolve("quant", run.quant, installed),
         backend=resolve("backend", run.backend, installed),
         observers=tuple(resolve("observer", name, installed) for name in run.observers),
     )
@@ -82,6 +85,9 @@ def load_model(run: RunConfig, selected: Selected, folder: Path, progress: Progr
     Raises BadCheckpoint, BrokenPlugin or Unsupported; files are checked before anything is
     computed.
     """
+    from qinfer.core.checkpoint.files import Checkpoint
+    from qinfer.core.checkpoint.layout import plan_loading
+    from qinfer.core.checkpoint.quantised import check_agreement, open_stored
     from qinfer.core.config import generation_config, read_json, with_generation
     from qinfer.core.device import import_paddle, open_device
 
@@ -89,9 +95,10 @@ def load_model(run: RunConfig, selected: Selected, folder: Path, progress: Progr
     record = selected.model or detect_model(raw, selected.installed)
     device = open_device(run.device)
     import_paddle(run.threads)
-    hooks = open_session([record, selected.quant, selected.backend, *selected.observers])
+    quant = choose_quant(raw, selected.quant, selected.installed)
+    hooks = open_session([record, quant, selected.backend, *selected.observers])
     _check_fit(hooks, raw, record)
-    run = replace(run, model=str(folder), plugin=record.name)
+    run = replace(run, model=str(folder), plugin=record.name, quant=quant.name)
     hooks.require_support(device)
     hooks.configure(run)
     generation = generation_config(folder)
@@ -105,7 +112,10 @@ def load_model(run: RunConfig, selected: Selected, folder: Path, progress: Progr
         ),
     )
     plan = hooks.plan_quant(config, hooks.linear_layers(config), device)
-    model, stats = _build(folder, config, hooks, plan, progress)
+    checkpoint, unused = open_stored(raw, Checkpoint(folder), hooks, config)
+    check_agreement(raw, checkpoint, selected.quant, quant)
+    loading = plan_loading(checkpoint, hooks.weight_rules(config), unused)
+    model, stats = _build(checkpoint, loading, config, hooks, plan, progress)
     hooks.loaded(stats)
     return LoadedModel(
         run=run,
@@ -200,16 +210,17 @@ def _check_fit(hooks: Hooks, raw: Mapping[str, Any], record: PluginRecord) -> No
 
 
 def _build(
-    folder: Path, config: ModelConfig, hooks: Hooks, plan: QuantPlan, progress: Progress
+    checkpoint: Checkpoint,
+    loading: LoadPlan,
+    config: ModelConfig,
+    hooks: Hooks,
+    plan: QuantPlan,
+    progress: Progress,
 ) -> tuple[Any, LoadStats]:
-    from qinfer.core.checkpoint.files import Checkpoint
-    from qinfer.core.checkpoint.layout import plan_loading
     from qinfer.core.checkpoint.loader import StreamedParts
     from qinfer.core.device import place
 
     begin = time.perf_counter()
-    checkpoint = Checkpoint(folder)
-    loading = plan_loading(checkpoint, hooks.weight_rules(config))
     with progress.bar("Loading weights", loading.total_bytes) as advance:
         parts = StreamedParts(
             checkpoint, loading, config, hooks, plan, place=place, on_tensor=advance

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-API_VERSION = "1.1"
+API_VERSION = "1.2"
 """Version of the plugin contract (major.minor) that this core speaks."""
 
 Array = Any
@@ -190,8 +190,9 @@ class WeightRule:
 class Scheme:
     """How one linear's weight and input are represented.
 
-    ``weight_scale`` and ``input_scale``: "none", "channel" (one per output), "token", "tensor" or
-    "group" (of ``group_size`` inputs).
+    ``weight_scale`` and ``input_scale``: "none", "channel" (one per output), "token", "tensor",
+    "group" (of ``group_size`` inputs) or "block" (of ``group_size`` inputs and outputs). ``parts``:
+    the schemes of projections that are fused without having one scheme.
     """
 
     name: str
@@ -200,6 +201,7 @@ class Scheme:
     input_dtype: str = ""
     input_scale: str = "none"
     group_size: int = 0
+    parts: tuple[Scheme, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,11 +260,13 @@ class LayerCache:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What the user asked for, with names resolved. Sizes in bytes, 0 meaning "choose"."""
+    """What the user asked for, with names resolved. Sizes in bytes, 0 meaning "choose"; the quant
+    scheme "auto" is the checkpoint's own.
+    """
 
     model: str = ""
     plugin: str = ""
-    quant: str = "none"
+    quant: str = "auto"
     backend: str = "dynamic"
     observers: tuple[str, ...] = ()
     device: str = "auto"

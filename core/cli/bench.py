@@ -31,7 +31,7 @@ COLUMNS = {
 @click.command("bench", cls=GroupedCommand, context_settings={"max_content_width": 100})
 @option(MODEL, "--model", metavar="FOLDER|HUB_ID", help="Checkpoint; without it, the demo.")
 @option(MODEL, "--plugin", metavar="NAME", help="Model family's plugin.")
-@option(MODEL, "--quant", "schemes", metavar="NAME", multiple=True, default=["none"],
+@option(MODEL, "--quant", "schemes", metavar="NAME", multiple=True, default=["auto"],
         show_default=True, help="Scheme to measure. Can be repeated.")  # fmt: skip
 @option(MODEL, "--backend", metavar="NAME", default="dynamic", show_default=True,
         help="What runs the model.")  # fmt: skip

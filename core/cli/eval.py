@@ -67,7 +67,7 @@ def command(
     # A cache for one window: the rest of the memory is for the model.
     base = RunConfig(max_model_len=window, max_num_seqs=1, **options)
     runs = [(name, _run(base, model, name)) for name in schemes]
-    unquantised = _run(base, reference or model, "none")
+    unquantised = _run(base, reference or model, "auto")
     results = evaluate(
         unquantised, runs, text=text, window=window, limit=limit or 0, progress=TerminalProgress()
     )
