@@ -11,7 +11,15 @@ import pluggy
 from qinfer.core.bound_hook import BoundHook, describe
 from qinfer.core.discovery import PluginRecord
 from qinfer.core.errors import Unsupported
-from qinfer.core.protocols import ExpertLayer, Layer, Model, ModelParts, Runner, StoredTensors
+from qinfer.core.protocols import (
+    ExpertLayer,
+    Layer,
+    Model,
+    ModelParts,
+    Runner,
+    Store,
+    StoredTensors,
+)
 from qinfer.core.specs import PROJECT, SPECS, Plugin
 from qinfer.core.stored import StoredWeights
 from qinfer.core.types import (
@@ -212,6 +220,11 @@ class Hooks:
             if weights.get(name) != linear.shape:
                 raise hook.wrong(f"{name} of {linear.shape} where {weights.get(name)} is needed")
         return stored
+
+    def open_store(self) -> Store:
+        """What writes weights in the format's own way."""
+        store: Store = self._one("open_store").callables("linear", "files")
+        return store
 
     def cache_spec(self, config: ModelConfig, plan: QuantPlan) -> CacheSpec | None:
         """The KV cache's format, or None when the scheme leaves it to the core."""

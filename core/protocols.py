@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from qinfer.core.types import Array, LayerCache, LinearSpec, SamplingInput, StepInput, StepOutput
+from qinfer.core.types import (
+    Array,
+    LayerCache,
+    LinearSpec,
+    SamplingInput,
+    Scheme,
+    StepInput,
+    StepOutput,
+)
 
 
 class Layer(Protocol):
@@ -65,6 +73,31 @@ class StoredTensors(Protocol):
 
     def read(self, name: str) -> Array:
         """A tensor as a read-only numpy array."""
+
+
+class Store(Protocol):
+    """How a format writes quantised weights; ``layout`` is "huggingface" (linears [out, in]) or
+    "paddle" ([in, out], Paddle's names), ``metadata`` the files' "format"; with ``vectors`` it
+    can hold "smooth" for linears where nothing before them can take it.
+    """
+
+    layout: str
+    metadata: str
+    vectors: bool
+
+    def linear(self, name: str, scheme: Scheme, arrays: Mapping[str, Array]) -> Mapping[str, Array]:
+        """The tensors, by name, for the plain weight ``name`` held in these arrays."""
+
+    def files(
+        self,
+        raw: Mapping[str, Any],
+        linears: Mapping[str, tuple[Scheme, Mapping[str, Array]]],
+        plain: Sequence[str],
+    ) -> Mapping[str, Any]:
+        """JSON files by name, config.json among them, made from the original's ``raw``;
+        ``linears`` has scheme, scale and input_scale of every quantised weight, ``plain`` the
+        names of the linears' other weights.
+        """
 
 
 class Model(Protocol):

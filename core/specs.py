@@ -13,7 +13,15 @@ from typing import Any, TypeVar
 
 import pluggy
 
-from qinfer.core.protocols import ExpertLayer, Layer, Model, ModelParts, Runner, StoredTensors
+from qinfer.core.protocols import (
+    ExpertLayer,
+    Layer,
+    Model,
+    ModelParts,
+    Runner,
+    Store,
+    StoredTensors,
+)
 from qinfer.core.stored import StoredWeights
 from qinfer.core.types import (
     Array,
@@ -97,7 +105,7 @@ class ModelPlugin(Plugin):
 
 
 class QuantPlugin(Plugin):
-    """A quant scheme. Everything but ``cache_spec`` and ``read_stored`` is required."""
+    """A quant scheme. ``plan_quant``, ``pack_weight`` and ``build_linear`` are required."""
 
     @_one
     def plan_quant(
@@ -134,6 +142,10 @@ class QuantPlugin(Plugin):
         ``weights`` the names that plain weights of linears would have, with their [out, in].
         Raises BadCheckpoint or Unsupported; reads no more than shapes and small tensors.
         """
+
+    @_one
+    def open_store(self) -> Store | None:
+        """Give what writes weights in this plugin's format."""
 
     @_one
     def cache_spec(self, config: ModelConfig, plan: QuantPlan) -> CacheSpec | None:

@@ -143,7 +143,10 @@ class LinearSpec:
     ``parts`` are the output widths of the projections fused into it (q, k, v or gate, up);
     they add up to ``out_features``. With ``experts`` it is that many linears of this shape
     without bias, one of which each row is multiplied with: their weights lie one below the
-    other, [experts * out_features, in_features], and are packed as one.
+    other, [experts * out_features, in_features], and are packed as one. Two fields say where a
+    scaling of this linear's input can be moved to: ``norm`` is the target of the norm weight whose
+    output goes into this linear and nothing else, ``scaled_by`` the linear whose last part's
+    outputs are factors of the inputs.
     """
 
     name: str
@@ -154,6 +157,8 @@ class LinearSpec:
     layer: int | None = None
     parts: tuple[int, ...] = ()
     experts: int = 0
+    norm: str = ""
+    scaled_by: str = ""
 
     @property
     def rows(self) -> int:

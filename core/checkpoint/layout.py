@@ -25,7 +25,7 @@ Shape = tuple[int, ...]
 READABLE = ("BF16", "F16", "F32", "F64")
 MAX_LINES = 40
 
-_PADDLE_NAME = re.compile(r"qwen\w*\.")
+PADDLE_NAME = re.compile(r"qwen\w*\.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ def _detect_layout(
             votes += (there == shape) - (there == shape[::-1])
     if votes:
         return "huggingface" if votes > 0 else "paddle"
-    paddle = any(_PADDLE_NAME.match(name) for name in checkpoint.names())
+    paddle = any(PADDLE_NAME.match(name) for name in checkpoint.names())
     return "paddle" if paddle else "huggingface"
 
 

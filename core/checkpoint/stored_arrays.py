@@ -49,7 +49,7 @@ def read_floats(
     return array
 
 
-def check_floats(array: NDArray[np.float32], scales: bool, what: str) -> None:
+def check_floats(array: NDArray[Any], scales: bool, what: str) -> None:
     """Raise BadCheckpoint for NaN and infinity, and for a negative scale."""
     if not np.isfinite(array).all():
         raise BadCheckpoint(f"{what} holds NaN or infinity.", remedy=AGAIN)

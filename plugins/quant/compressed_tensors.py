@@ -24,8 +24,10 @@ from qinfer.core.checkpoint.stored_arrays import (
 )
 from qinfer.core.errors import BadCheckpoint, Unsupported
 from qinfer.core.protocols import StoredTensors
+from qinfer.core.specs import hookimpl
 from qinfer.core.stored import StoredLinear, StoredWeights
 from qinfer.core.types import Array, ModelConfig, PluginInfo, Scheme
+from qinfer.plugins.quant.compressed_tensors_store import CompressedStore
 from qinfer.plugins.quant.stored_format import Shapes, StoredFormat
 
 UNUSED = ("*.k_scale", "*.v_scale", "*.q_scale", "*.output_scale")
@@ -42,6 +44,11 @@ class CompressedTensors(StoredFormat):
         summary="reads checkpoints in the compressed-tensors format",
     )
     methods = ("compressed-tensors",)
+
+    @hookimpl
+    def open_store(self) -> CompressedStore:
+        """What writes this format."""
+        return CompressedStore()
 
     def find(
         self,

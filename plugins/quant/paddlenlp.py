@@ -21,9 +21,11 @@ from qinfer.core.checkpoint.json_file import read_json
 from qinfer.core.checkpoint.stored_arrays import AGAIN, bad, check_floats, read_floats
 from qinfer.core.errors import BadCheckpoint, Unsupported
 from qinfer.core.protocols import StoredTensors
+from qinfer.core.specs import hookimpl
 from qinfer.core.stored import StoredLinear, StoredWeights
 from qinfer.core.types import Array, ModelConfig, PluginInfo, Scheme
 from qinfer.plugins.quant.none import plain_scheme
+from qinfer.plugins.quant.paddlenlp_store import PaddleStore
 from qinfer.plugins.quant.stored_format import Shapes, StoredFormat
 
 MAX_BYTES = 256 * 2**20
@@ -43,6 +45,11 @@ class PaddleNlp(StoredFormat):
         summary="reads folders of PaddleNLP's post-training quantisation",
     )
     methods = ("a8w8", "a8w8c8", "a8w8_fp8", "a8w8c8_fp8")
+
+    @hookimpl
+    def open_store(self) -> PaddleStore:
+        """What writes this format."""
+        return PaddleStore()
 
     def find(
         self,
@@ -119,7 +126,7 @@ class _Scales:
 
     def _find(
         self, files: list[dict[str, Any]], module: str, what: str
-    ) -> list[NDArray[np.float32]]:
+    ) -> list[NDArray[np.float64]]:
         found = []
         for scales in files:
             for key in (f"{module}.{what}", f"{module}.layer.{what}"):
@@ -128,11 +135,11 @@ class _Scales:
                     break
         return found
 
-    def _floats(self, value: Any, key: str) -> NDArray[np.float32]:
+    def _floats(self, value: Any, key: str) -> NDArray[np.float64]:
         try:
-            array = np.asarray(value, np.float32).reshape(-1)
+            array = np.asarray(value, np.float64).reshape(-1)
         except (TypeError, ValueError):
-            array = np.full(1, np.nan, np.float32)
+            array = np.full(1, np.nan)
         check_floats(array, True, f"{self.folder}: the scale of {key}")
         return array
 
