@@ -73,6 +73,10 @@ def _rows(model: str, text: Path | None, folder: Path) -> Iterator[str]:
         call = "import sys; from qinfer.core.cli import main; main(sys.argv[1:])"
         subprocess.run(python_command(call, *arguments), check=True, stdout=subprocess.DEVNULL)
         runs.append((f"{quant} | `{how}`", RunConfig(model=str(output), quant="auto", **base)))
+    for kind in ("int8", "fp8"):
+        run = RunConfig(model=model, quant="none", kv_cache_dtype=kind, **base)
+        runs.append((f"none | `--kv-cache-dtype {kind}`", run))
+    runs.append(("a8w8c8 | on the fly", RunConfig(model=model, quant="a8w8c8", **base)))
     reference = RunConfig(model=model, quant="none", **base)
     results = evaluate(reference, runs, text=text, progress=TerminalProgress())
     first = next(results)

@@ -41,9 +41,9 @@ class LLM:
     plugin, quant, backend, observers: names, aliases or ``dist:name``; without ``plugin`` and with
     ``quant`` auto the checkpoint's config.json decides. dtype: auto (the checkpoint's), bfloat16,
     float16, float32. threads: 0 for one per usable processor. kv_cache_memory: bytes, 0 for a
-    share of the free memory. max_model_len: tokens, 0 for the model's own context or as much of it
-    as fits. require_kernels: fail rather than use the slow reference operators. progress: report
-    on stderr.
+    share of the free memory. kv_cache_dtype: auto (the scheme's), int8 or fp8.
+    max_model_len: tokens, 0 for the model's own context or as much of it as fits.
+    require_kernels: fail rather than use the slow reference operators. progress: report on stderr.
 
     ``tokenizer``, ``label`` (what is loaded), ``plugin`` and ``quant`` (the plugins that read it),
     ``load_stats``, ``header`` (the plugins' lines for it) and ``max_model_len`` describe what was
@@ -63,6 +63,7 @@ class LLM:
         dtype: str = "auto",
         threads: int = 0,
         kv_cache_memory: int = 0,
+        kv_cache_dtype: str = "auto",
         max_model_len: int = 0,
         max_num_seqs: int = 64,
         max_batch_tokens: int = 512,
@@ -79,6 +80,7 @@ class LLM:
             dtype=dtype,
             threads=threads,
             kv_cache_memory=kv_cache_memory,
+            kv_cache_dtype=kv_cache_dtype,
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
             max_batch_tokens=max_batch_tokens,

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from qinfer.core.tokenizer import Tokenizer
 
 AUTO = "auto"
+KV_CACHE_DTYPES = {AUTO: "", "int8": "int8", "fp8": "float8_e4m3fn"}
+"""What the user says -> the cache's dtype; "" leaves it to the scheme."""
 DTYPES = (AUTO, "bfloat16", "float16", "float32")
 
 
@@ -67,8 +69,10 @@ class LoadedModel:
 
 def select(run: RunConfig) -> Selected:
     """Resolve every plugin the run names. Imports none of them; cheap enough to do first."""
-    if run.dtype not in DTYPES:
-        raise UsageError(f"unknown dtype {run.dtype!r}", remedy=f"Use one of {', '.join(DTYPES)}.")
+    for name, choices in (("dtype", DTYPES), ("kv_cache_dtype", tuple(KV_CACHE_DTYPES))):
+        if (said := getattr(run, name)) not in choices:
+            known = ", ".join(choices)
+            raise UsageError(f"unknown {name} {said!r}", remedy=f"Use one of {known}.")
     installed = discover()
     return Selected(
         installed=installed,
@@ -112,9 +116,10 @@ def load_model(run: RunConfig, selected: Selected, folder: Path, progress: Progr
         ),
     )
     plan = hooks.plan_quant(config, hooks.linear_layers(config), device)
-    checkpoint, unused = open_stored(raw, Checkpoint(folder), hooks, config)
+    checkpoint, stored = open_stored(raw, Checkpoint(folder), hooks, config)
+    plan = replace(plan, kv_cache=stored.kv_cache or plan.kv_cache)
     check_agreement(raw, checkpoint, selected.quant, quant)
-    loading = plan_loading(checkpoint, hooks.weight_rules(config), unused)
+    loading = plan_loading(checkpoint, hooks.weight_rules(config), stored.unused)
     model, stats = _build(checkpoint, loading, config, hooks, plan, progress)
     hooks.loaded(stats)
     return LoadedModel(
@@ -158,7 +163,7 @@ def open_engine(run: RunConfig, selected: Selected, progress: Progress) -> Opene
     config, hooks = loaded.config, loaded.hooks
     # What is free is measured again: the weights are in memory now.
     cache, max_model_len = size_cache(
-        cache_layout(hooks, config, loaded.plan, loaded.run.block_size),
+        cache_layout(hooks, config, loaded.plan, loaded.run.block_size, run.kv_cache_dtype),
         loaded.run,
         config.max_position_embeddings,
         open_device(run.device).memory_free,
@@ -179,19 +184,23 @@ def open_engine(run: RunConfig, selected: Selected, progress: Progress) -> Opene
     )
 
 
-def cache_layout(hooks: Hooks, config: ModelConfig, plan: QuantPlan, block_size: int) -> CacheSpec:
-    """The KV cache's format: the quant scheme's choice, else the model's own precision.
+def cache_layout(
+    hooks: Hooks, config: ModelConfig, plan: QuantPlan, block_size: int, asked: str = AUTO
+) -> CacheSpec:
+    """The KV cache's format: as asked (a name in KV_CACHE_DTYPES), else the quant scheme's choice,
+    else the model's own precision.
 
     A float16 model's is the compute dtype, which can hold it.
     """
     own = config.dtype if config.dtype == "bfloat16" else config.compute_dtype
-    return hooks.cache_spec(config, plan) or CacheSpec(
+    chosen = hooks.cache_spec(config, plan) or CacheSpec(
         num_layers=config.num_layers,
         num_kv_heads=config.num_kv_heads,
         head_dim=config.head_dim,
         dtype=plan.kv_cache or own,
         block_size=block_size,
     )
+    return replace(chosen, dtype=KV_CACHE_DTYPES[asked] or chosen.dtype)
 
 
 def _check_fit(hooks: Hooks, raw: Mapping[str, Any], record: PluginRecord) -> None:

@@ -20,7 +20,7 @@ for each output, so that projections can be fused by putting rows below each oth
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from qinfer.core.types import Array, Scheme
 
@@ -42,8 +42,10 @@ class StoredLinear:
 @dataclass(frozen=True, kw_only=True)
 class StoredWeights:
     """The quantised weights of a checkpoint, by the name that the plain one would have
-    (``….q_proj.weight``); ``unused`` are globs of tensors that it may hold besides.
+    (``….q_proj.weight``); ``unused`` are globs of tensors that it may hold besides, ``kv_cache``
+    the dtype it wants keys and values in, "" for the model's own precision.
     """
 
     linears: Mapping[str, StoredLinear]
-    unused: tuple[str, ...] = field(default=())
+    unused: tuple[str, ...] = ()
+    kv_cache: str = ""

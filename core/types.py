@@ -278,6 +278,7 @@ class RunConfig:
     dtype: str = "auto"
     threads: int = 0
     kv_cache_memory: int = 0
+    kv_cache_dtype: str = "auto"
     max_model_len: int = 0
     max_num_seqs: int = 64
     max_batch_tokens: int = 512

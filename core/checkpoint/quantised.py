@@ -13,15 +13,14 @@ from qinfer.core.discovery import PluginRecord
 from qinfer.core.errors import UsageError
 from qinfer.core.hooks import Hooks
 from qinfer.core.selection import stored_method
+from qinfer.core.stored import StoredWeights
 from qinfer.core.types import ModelConfig
 
 
 def open_stored(
     raw: Mapping[str, Any], checkpoint: Checkpoint, hooks: Hooks, config: ModelConfig
-) -> tuple[Checkpoint, tuple[str, ...]]:
-    """The checkpoint with its quantised weights found by the quant plugin, where that reads any,
-    and globs of the tensors that may be there unused.
-    """
+) -> tuple[Checkpoint, StoredWeights]:
+    """The checkpoint with its quantised weights found by the quant plugin, where that reads any."""
     weights: dict[str, tuple[int, int]] = {}
     for rule in hooks.weight_rules(config):
         check_rule(rule)
@@ -30,13 +29,13 @@ def open_stored(
                 weights[name] = (shape[0], shape[1])
     stored = hooks.read_stored(config, raw, weights, checkpoint)
     if stored is None:
-        return checkpoint, ()
+        return checkpoint, StoredWeights(linears={})
     present = frozenset(checkpoint.names())
     for linear in stored.linears.values():
         for name in linear.tensors:
             if name not in present:
                 raise bad(checkpoint, name, MISSING)
-    return StoredView(checkpoint, stored.linears), stored.unused
+    return StoredView(checkpoint, stored.linears), stored
 
 
 def check_agreement(

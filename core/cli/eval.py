@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,9 @@ HEADING = ("", "perplexity", "change", "mean KL", "top-1 agreement", "weights Mi
 @option(MODEL, "--dtype", default="auto", show_default=True, help="Precision of the parameters.")
 @option(MODEL, "--threads", type=click.IntRange(min=0), default=0,
         help="Threads to compute with.")  # fmt: skip
+@option(MODEL, "--kv-cache-dtype", "kv_cache_dtype", default="auto", show_default=True,
+        type=click.Choice(["auto", "int8", "fp8"]),
+        help="What the schemes, and not the reference, hold keys and values in.")  # fmt: skip
 @option(TEXT, "--text", metavar="FILE", type=click.Path(path_type=Path),
         help="Text to predict: a text file, or JSONL. Without it, a small set.")  # fmt: skip
 @option(TEXT, "--window", type=click.IntRange(min=2), default=512, show_default=True,
@@ -44,6 +47,7 @@ def command(
     model: str | None,
     schemes: tuple[str, ...],
     reference: str | None,
+    kv_cache_dtype: str,
     text: Path | None,
     window: int,
     limit: int | None,
@@ -66,7 +70,9 @@ def command(
         pyplot()  # before the work, not after it
     # A cache for one window: the rest of the memory is for the model.
     base = RunConfig(max_model_len=window, max_num_seqs=1, **options)
-    runs = [(name, _run(base, model, name)) for name in schemes]
+    runs = [
+        (name, replace(_run(base, model, name), kv_cache_dtype=kv_cache_dtype)) for name in schemes
+    ]
     unquantised = _run(base, reference or model, "auto")
     results = evaluate(
         unquantised, runs, text=text, window=window, limit=limit or 0, progress=TerminalProgress()
@@ -81,8 +87,6 @@ def command(
 
 
 def _run(base: Any, model: str | None, quant: str) -> Any:
-    from dataclasses import replace
-
     return replace(base, model=model or "", quant=quant)
 
 

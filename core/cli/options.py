@@ -147,6 +147,9 @@ def model_options(function: F) -> F:
                show_default=True, help="Most tokens in one step; longer prompts go in pieces."),
         option(MODEL, "--kv-cache-memory", type=Size(), default=0, metavar="SIZE",
                help="Memory for keys and values, for example 2GB or 512MiB."),
+        option(MODEL, "--kv-cache-dtype", default="auto", show_default=True,
+               type=click.Choice(["auto", "int8", "fp8"]),
+               help="What keys and values are held in; auto is the scheme's choice."),
     )(function)  # fmt: skip
 
 
@@ -205,6 +208,7 @@ def sampling_params(
 _MODEL_NAMES = (
     "model", "plugin", "quant", "backend", "observers", "device", "dtype", "threads",
     "max_model_len", "max_num_seqs", "max_batch_tokens", "kv_cache_memory",
+    "kv_cache_dtype",
     "require_kernels",
 )  # fmt: skip
 

@@ -31,7 +31,7 @@ from qinfer.plugins.quant.compressed_tensors_store import CompressedStore
 from qinfer.plugins.quant.stored_format import Shapes, StoredFormat
 
 UNUSED = ("*.k_scale", "*.v_scale", "*.q_scale", "*.output_scale")
-"""Scales of the KV cache, which runs in the compute dtype here."""
+"""Scales of the KV cache, which has one for each token and head here, found on the fly."""
 
 
 class CompressedTensors(StoredFormat):
@@ -75,7 +75,21 @@ class CompressedTensors(StoredFormat):
             group = None if _matches(ignored, module) else _group(groups, module)
             if group is not None:
                 linears[name] = _linear(group, module, shape, checkpoint)
-        return StoredWeights(linears=linears, unused=UNUSED)
+        return StoredWeights(linears=linears, unused=UNUSED, kv_cache=_kv_cache(said))
+
+
+def _kv_cache(said: Mapping[str, Any]) -> str:
+    """The dtype of kv_cache_scheme. Raises Unsupported for one that no cache has."""
+    scheme = said.get("kv_cache_scheme")
+    if not scheme:
+        return ""
+    kinds = {"float": "float8_e4m3fn", "int": "int8"}
+    if isinstance(scheme, Mapping) and scheme.get("num_bits") == 8 and scheme.get("type") in kinds:
+        return kinds[scheme["type"]]
+    raise Unsupported(
+        f"config.json: no KV cache is held as {scheme!r:.120}",
+        remedy="Remove kv_cache_scheme from quantization_config, and use --kv-cache-dtype.",
+    )
 
 
 def _matches(targets: Any, module: str) -> bool:

@@ -67,7 +67,11 @@ class PaddleNlp(StoredFormat):
             if linear.weight:
                 found |= linear.stored(scales, form)
         # Observers leave their own copies of what the JSON files say.
-        return StoredWeights(linears=found, unused=("*_quanter*", "*.dequanter*", "*_scale"))
+        return StoredWeights(
+            linears=found,
+            unused=("*_quanter*", "*.dequanter*", "*_scale"),
+            kv_cache="int8" if "c8" in str(said["quant_type"]) else "",
+        )
 
 
 class _Scales:

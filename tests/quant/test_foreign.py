@@ -133,6 +133,11 @@ def in_group(**changes):
         (in_group(weights={"num_bits": 2}), Unsupported, "num_bits 2"),
         (in_group(input_activations={"symmetric": False}), Unsupported, "symmetric False"),
         (in_group(weights=None), Unsupported, "says nothing of its weights"),
+        (
+            lambda c, t: c["quantization_config"].update(kv_cache_scheme={"num_bits": 4}),
+            Unsupported,
+            "no KV cache",
+        ),
         (lambda c, t: c["quantization_config"].pop("config_groups"), BadCheckpoint, "groups"),
         (lambda c, t: c["quantization_config"].update(quant_method="q9"), BadCheckpoint, "'q9'"),
     ],
@@ -141,6 +146,16 @@ def test_what_cannot_be_run_is_said(tmp_path, change, kind, words):
     with pytest.raises(kind, match=words) as caught:
         open_folder(changed(tmp_path, "ct-int8-static", change))
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("float", "float8_e4m3fn"), ("int", "int8")])
+def test_the_kv_cache_is_what_the_checkpoint_wants(tmp_path, kind, dtype):
+    def change(config, tensors):
+        scheme = {"num_bits": 8, "type": kind, "strategy": "tensor", "dynamic": False}
+        config["quantization_config"]["kv_cache_scheme"] = scheme
+        tensors["model.layers.0.self_attn.k_scale"] = np.ones(1, np.float32)
+
+    assert open_folder(changed(tmp_path, "ct-int8-static", change)).plan.kv_cache == dtype
 
 
 def test_a_reader_refuses_a_checkpoint_that_is_not_quantised(tmp_path):
