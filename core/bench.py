@@ -28,7 +28,7 @@ class BenchSettings:
 
     model: str = ""
     plugin: str = ""
-    quant: str = "none"
+    quant: str = "auto"
     backend: str = "dynamic"
     device: str = "auto"
     dtype: str = "auto"
@@ -66,7 +66,7 @@ def measure(settings: BenchSettings) -> list[dict[str, Any]]:
         about = {
             "model": llm.label,
             "plugin": llm.plugin,
-            "quant": settings.quant,
+            "quant": llm.quant,
             "backend": settings.backend,
             "operators": " ".join(llm.header),
             "load_seconds": time.perf_counter() - begin,

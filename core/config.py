@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qinfer.core.checkpoint.config_check import LIMITS, ConfigChecker, show
-from qinfer.core.checkpoint.config_keys import refuse_other, refuse_quantised, refuse_unknown
+from qinfer.core.checkpoint.config_keys import refuse_other, refuse_unknown
 from qinfer.core.checkpoint.config_layers import read_windows, with_experts
 from qinfer.core.checkpoint.config_rotary import read_rotary
 from qinfer.core.checkpoint.json_file import read_json
@@ -60,7 +60,6 @@ def decoder_config(
     settings that would change the model's mathematics and are not understood.
     """
     check = ConfigChecker(raw, {**defaults, **(fixed or {})}, names)
-    refuse_quantised(check)
     refuse_other(check, fixed or {})
     config = _read(check)
     config = extend(check, config) if extend else config

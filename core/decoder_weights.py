@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from qinfer.core.types import LinearSpec, ModelConfig, WeightRule
 
@@ -77,27 +78,27 @@ def _layer(config: ModelConfig, layer: int) -> Iterator[LinearSpec]:
     hidden, queries = config.hidden_size, config.num_heads * config.head_dim
     keys = config.num_kv_heads * config.head_dim
 
-    def spec(
-        name: str, width: int, *parts: int, bias: bool = False, experts: int = 0
-    ) -> LinearSpec:
+    base = f"layers.{layer}"
+
+    def spec(name: str, width: int, *parts: int, **more: Any) -> LinearSpec:
         return LinearSpec(
-            name=f"layers.{layer}.{name}",
+            name=f"{base}.{name}",
             role=name.rpartition(".")[2],
             in_features=width,
             out_features=sum(parts),
-            bias=bias,
             layer=layer,
             parts=parts,
-            experts=experts,
+            **more,
         )
 
-    yield spec("qkv", hidden, queries, keys, keys, bias=config.qkv_bias)
+    norm = f"{base}.attention_norm.weight"
+    yield spec("qkv", hidden, queries, keys, keys, bias=config.qkv_bias, norm=norm)
     yield spec("o", queries, hidden, bias=config.output_bias)
     some = config.experts
     if some is None or layer not in some.layers:
         inter = config.intermediate_size
-        yield spec("gate_up", hidden, inter, inter)
-        yield spec("down", inter, hidden)
+        yield spec("gate_up", hidden, inter, inter, norm=f"{base}.mlp_norm.weight")
+        yield spec("down", inter, hidden, scaled_by=f"{base}.gate_up")
         return
     inter, shared = some.intermediate_size, some.shared_size
     yield spec("router", hidden, some.count)
@@ -105,7 +106,7 @@ def _layer(config: ModelConfig, layer: int) -> Iterator[LinearSpec]:
     yield spec("experts.down", inter, hidden, experts=some.count)
     if shared:
         yield spec("shared.gate_up", hidden, shared, shared)
-        yield spec("shared.down", shared, hidden)
+        yield spec("shared.down", shared, hidden, scaled_by=f"{base}.shared.gate_up")
         yield spec("shared_gate", hidden, 1)
 
 

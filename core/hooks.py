@@ -11,8 +11,17 @@ import pluggy
 from qinfer.core.bound_hook import BoundHook, describe
 from qinfer.core.discovery import PluginRecord
 from qinfer.core.errors import Unsupported
-from qinfer.core.protocols import ExpertLayer, Layer, Model, ModelParts, Runner
+from qinfer.core.protocols import (
+    ExpertLayer,
+    Layer,
+    Model,
+    ModelParts,
+    Runner,
+    Store,
+    StoredTensors,
+)
 from qinfer.core.specs import PROJECT, SPECS, Plugin
+from qinfer.core.stored import StoredWeights
 from qinfer.core.types import (
     Array,
     CacheSpec,
@@ -192,6 +201,30 @@ class Hooks:
             "__call__", spec=spec, scheme=scheme, params=params
         )
         return layer
+
+    def read_stored(
+        self,
+        config: ModelConfig,
+        raw: Mapping[str, Any],
+        weights: Mapping[str, tuple[int, int]],
+        checkpoint: StoredTensors,
+    ) -> StoredWeights | None:
+        """A checkpoint's quantised weights, or None when the scheme reads plain ones only."""
+        if not self._hooks["read_stored"]:
+            return None
+        hook = self._one("read_stored")
+        stored = hook.typed(
+            StoredWeights, config=config, raw=raw, weights=weights, checkpoint=checkpoint
+        )
+        for name, linear in stored.linears.items():
+            if weights.get(name) != linear.shape:
+                raise hook.wrong(f"{name} of {linear.shape} where {weights.get(name)} is needed")
+        return stored
+
+    def open_store(self) -> Store:
+        """What writes weights in the format's own way."""
+        store: Store = self._one("open_store").callables("linear", "files")
+        return store
 
     def cache_spec(self, config: ModelConfig, plan: QuantPlan) -> CacheSpec | None:
         """The KV cache's format, or None when the scheme leaves it to the core."""

@@ -38,16 +38,17 @@ class LLM:
     """A model with its engine. Use it as a context manager, or call ``close``.
 
     model: a folder, a hub id ``org/name[@revision]``, or None for the demo checkpoint.
-    plugin, quant, backend, observers: names, aliases or ``dist:name``; without ``plugin`` the
-    checkpoint's config.json decides. dtype: auto (the checkpoint's), bfloat16, float16, float32.
-    threads: 0 for one per usable processor. kv_cache_memory: bytes, 0 for a share of the free
-    memory. max_model_len: tokens, 0 for the model's own context or as much of it as fits.
-    require_kernels: fail rather than use the slow reference operators. progress: report on
-    stderr.
+    plugin, quant, backend, observers: names, aliases or ``dist:name``; without ``plugin`` and with
+    ``quant`` auto the checkpoint's config.json decides. dtype: auto (the checkpoint's), bfloat16,
+    float16, float32. threads: 0 for one per usable processor. kv_cache_memory: bytes, 0 for a
+    share of the free memory. kv_cache_dtype: auto (the scheme's), int8 or fp8.
+    max_model_len: tokens, 0 for the model's own context or as much of it as fits.
+    require_kernels: fail rather than use the slow reference operators. progress: report on stderr.
 
-    ``tokenizer``, ``label`` (what is loaded), ``plugin`` (that reads it), ``load_stats``,
-    ``header`` (the plugins' lines for it) and ``max_model_len`` describe what was opened. Raises
-    the errors of ``qinfer.core.errors``; names are checked before anything is loaded.
+    ``tokenizer``, ``label`` (what is loaded), ``plugin`` and ``quant`` (the plugins that read it),
+    ``load_stats``, ``header`` (the plugins' lines for it) and ``max_model_len`` describe what was
+    opened. Raises the errors of ``qinfer.core.errors``; names are checked before anything is
+    loaded.
     """
 
     def __init__(
@@ -55,13 +56,14 @@ class LLM:
         model: str | None = None,
         *,
         plugin: str | None = None,
-        quant: str = "none",
+        quant: str = "auto",
         backend: str = "dynamic",
         observers: Sequence[str] = (),
         device: str = "auto",
         dtype: str = "auto",
         threads: int = 0,
         kv_cache_memory: int = 0,
+        kv_cache_dtype: str = "auto",
         max_model_len: int = 0,
         max_num_seqs: int = 64,
         max_batch_tokens: int = 512,
@@ -78,6 +80,7 @@ class LLM:
             dtype=dtype,
             threads=threads,
             kv_cache_memory=kv_cache_memory,
+            kv_cache_dtype=kv_cache_dtype,
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
             max_batch_tokens=max_batch_tokens,
@@ -86,7 +89,7 @@ class LLM:
         selected = select(run)
         opened = open_engine(run, selected, TerminalProgress() if progress else NoProgress())
         self.engine, self.tokenizer, self.label = opened.engine, opened.tokenizer, opened.label
-        self.plugin = opened.loaded.run.plugin
+        self.plugin, self.quant = opened.loaded.run.plugin, opened.loaded.run.quant
         self.max_model_len = opened.engine.limits.max_model_len
         self.load_stats, self.header = opened.loaded.stats, opened.header
         self._loaded = opened.loaded

@@ -15,18 +15,27 @@ class TerminalProgress:
         print(text, file=sys.stderr, flush=True)  # noqa: T201
 
     @contextmanager
-    def bar(self, text: str, total: int) -> Iterator[Callable[[int], None]]:
-        """A bar over ``total`` bytes that disappears when it is done."""
+    def bar(self, text: str, total: int, unit: str = "bytes") -> Iterator[Callable[[int], None]]:
+        """A bar over ``total`` of a unit that disappears when it is done."""
         if not sys.stderr.isatty():
             yield lambda amount: None
             return
         from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            MofNCompleteColumn,
+            Progress,
+            ProgressColumn,
+            TextColumn,
+        )
 
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+        counted: list[ProgressColumn] = [MofNCompleteColumn(), TextColumn(unit)]
+        amount = [DownloadColumn()] if unit == "bytes" else counted
+        columns = (TextColumn("{task.description}"), BarColumn(), *amount)
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task(text, total=total)
-            yield lambda amount: progress.advance(task, amount)
+            yield lambda done: progress.advance(task, done)
 
 
 class NoProgress:
@@ -35,6 +44,6 @@ class NoProgress:
     note: None = None
 
     @contextmanager
-    def bar(self, text: str, total: int) -> Iterator[Callable[[int], None]]:
+    def bar(self, text: str, total: int, unit: str = "bytes") -> Iterator[Callable[[int], None]]:
         """A bar nobody sees."""
         yield lambda amount: None

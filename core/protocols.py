@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
 
-from qinfer.core.types import Array, LayerCache, LinearSpec, SamplingInput, StepInput, StepOutput
+from qinfer.core.types import (
+    Array,
+    LayerCache,
+    LinearSpec,
+    SamplingInput,
+    Scheme,
+    StepInput,
+    StepOutput,
+)
 
 
 class Layer(Protocol):
@@ -48,6 +57,49 @@ class ModelParts(Protocol):
         """
 
 
+class StoredTensors(Protocol):
+    """A checkpoint's tensors by name, as they lie on disk."""
+
+    folder: Path
+
+    def names(self) -> tuple[str, ...]:
+        """Every tensor's name."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape."""
+
+    def dtype(self, name: str) -> str:
+        """A tensor's dtype, as safetensors names it ("BF16")."""
+
+    def read(self, name: str) -> Array:
+        """A tensor as a read-only numpy array."""
+
+
+class Store(Protocol):
+    """How a format writes quantised weights; ``layout`` is "huggingface" (linears [out, in]) or
+    "paddle" ([in, out], Paddle's names), ``metadata`` the files' "format"; with ``vectors`` it
+    can hold "smooth" for linears where nothing before them can take it.
+    """
+
+    layout: str
+    metadata: str
+    vectors: bool
+
+    def linear(self, name: str, scheme: Scheme, arrays: Mapping[str, Array]) -> Mapping[str, Array]:
+        """The tensors, by name, for the plain weight ``name`` held in these arrays."""
+
+    def files(
+        self,
+        raw: Mapping[str, Any],
+        linears: Mapping[str, tuple[Scheme, Mapping[str, Array]]],
+        plain: Sequence[str],
+    ) -> Mapping[str, Any]:
+        """JSON files by name, config.json among them, made from the original's ``raw``;
+        ``linears`` has scheme, scale and input_scale of every quantised weight, ``plain`` the
+        names of the linears' other weights.
+        """
+
+
 class Model(Protocol):
     """A built decoder."""
 
@@ -60,7 +112,11 @@ class Model(Protocol):
 
 
 class Runner(Protocol):
-    """A backend's open model: owns the KV cache and runs steps."""
+    """A backend's open model: owns the KV cache and runs steps.
+
+    It may have ``logits(batch)``, which runs a step and returns the logits [R, vocab_size] float32
+    as numpy instead of choosing tokens; ``qinfer eval`` needs it.
+    """
 
     def step(self, batch: StepInput, sampling: SamplingInput) -> StepOutput:
         """Run one step over numpy inputs and bring the chosen tokens back as numpy."""

@@ -63,6 +63,44 @@ def detect_model(raw: Mapping[str, Any], installed: Installed | None = None) -> 
     return matches[0]
 
 
+def stored_method(raw: Mapping[str, Any]) -> str:
+    """By what a checkpoint says it was quantised: quant_method, or PaddleNLP's quant_type; ""."""
+    for key in ("quantization_config", "compression_config"):
+        said = raw.get(key)
+        if isinstance(said, Mapping) and said:
+            method = said.get("quant_method") or said.get("quant_type")
+            if method or "quant_type" not in said:
+                return str(method)
+    return ""
+
+
+def choose_quant(
+    raw: Mapping[str, Any], named: PluginRecord | None, installed: Installed
+) -> PluginRecord:
+    """The quant plugin of a run: what reads a quantised checkpoint's format, else the one the user
+    named, else "none".
+
+    Raises BadCheckpoint for a format no plugin reads, AmbiguousPlugin when several do.
+    """
+    method = stored_method(raw)
+    if not method:
+        return named or resolve("quant", "none", installed)
+    matches = [record for record in installed.of_kind("quant") if method in record.reads]
+    if named in matches:
+        return named
+    if not matches:
+        known = sorted({name for record in installed.of_kind("quant") for name in record.reads})
+        raise BadCheckpoint(
+            f"config.json says the checkpoint is quantised by {method!r:.80}, which no installed "
+            f"plugin reads (known: {', '.join(known)})",
+            remedy="Take an unquantised checkpoint of this model, with --quant, or install a "
+            "plugin that reads this format.",
+        )
+    if len(matches) > 1:
+        raise _ambiguous(f"several quant plugins read checkpoints quantised by {method}", matches)
+    return matches[0]
+
+
 def load_plugin(record: PluginRecord) -> Plugin:
     """Import a plugin and hold it against the contract.
 

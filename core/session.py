@@ -13,14 +13,19 @@ from typing import TYPE_CHECKING, Any, Protocol
 from qinfer.core.discovery import Installed, PluginRecord, discover
 from qinfer.core.errors import BadCheckpoint, UsageError
 from qinfer.core.hooks import Hooks
-from qinfer.core.selection import detect_model, open_session, resolve
+from qinfer.core.selection import choose_quant, detect_model, open_session, resolve
 from qinfer.core.types import CacheSpec, DeviceInfo, LoadStats, ModelConfig, QuantPlan, RunConfig
 
 if TYPE_CHECKING:
+    from qinfer.core.checkpoint.files import Checkpoint
+    from qinfer.core.checkpoint.layout import LoadPlan
     from qinfer.core.engine.engine import Engine
     from qinfer.core.tokenizer import Tokenizer
 
-DTYPES = ("auto", "bfloat16", "float16", "float32")
+AUTO = "auto"
+KV_CACHE_DTYPES = {AUTO: "", "int8": "int8", "fp8": "float8_e4m3fn"}
+"""What the user says -> the cache's dtype; "" leaves it to the scheme."""
+DTYPES = (AUTO, "bfloat16", "float16", "float32")
 
 
 class Progress(Protocol):
@@ -30,19 +35,19 @@ class Progress(Protocol):
     def note(self) -> Callable[[str], None] | None:
         """Takes a line of information; None where nobody reads it."""
 
-    def bar(self, text: str, total: int) -> AbstractContextManager[Any]:
+    def bar(self, text: str, total: int, unit: str = "bytes") -> AbstractContextManager[Any]:
         """A context whose value is called with the amount done since the last call."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selected:
-    """The plugins a run names, found in the metadata but not imported; ``model`` is None until
-    a config.json decides.
+    """The plugins a run names, found in the metadata but not imported; ``model`` and ``quant`` are
+    None where a config.json decides.
     """
 
     installed: Installed
     model: PluginRecord | None
-    quant: PluginRecord
+    quant: PluginRecord | None
     backend: PluginRecord
     observers: tuple[PluginRecord, ...]
 
@@ -64,13 +69,15 @@ class LoadedModel:
 
 def select(run: RunConfig) -> Selected:
     """Resolve every plugin the run names. Imports none of them; cheap enough to do first."""
-    if run.dtype not in DTYPES:
-        raise UsageError(f"unknown dtype {run.dtype!r}", remedy=f"Use one of {', '.join(DTYPES)}.")
+    for name, choices in (("dtype", DTYPES), ("kv_cache_dtype", tuple(KV_CACHE_DTYPES))):
+        if (said := getattr(run, name)) not in choices:
+            known = ", ".join(choices)
+            raise UsageError(f"unknown {name} {said!r}", remedy=f"Use one of {known}.")
     installed = discover()
     return Selected(
         installed=installed,
         model=resolve("model", run.plugin, installed) if run.plugin else None,
-        quant=resolve("quant", run.quant, installed),
+        quant=None if run.quant == AUTO else resolve("quant", run.quant, installed),
         backend=resolve("backend", run.backend, installed),
         observers=tuple(resolve("observer", name, installed) for name in run.observers),
     )
@@ -82,6 +89,9 @@ def load_model(run: RunConfig, selected: Selected, folder: Path, progress: Progr
     Raises BadCheckpoint, BrokenPlugin or Unsupported; files are checked before anything is
     computed.
     """
+    from qinfer.core.checkpoint.files import Checkpoint
+    from qinfer.core.checkpoint.layout import plan_loading
+    from qinfer.core.checkpoint.quantised import check_agreement, open_stored
     from qinfer.core.config import generation_config, read_json, with_generation
     from qinfer.core.device import import_paddle, open_device
 
@@ -89,9 +99,10 @@ def load_model(run: RunConfig, selected: Selected, folder: Path, progress: Progr
     record = selected.model or detect_model(raw, selected.installed)
     device = open_device(run.device)
     import_paddle(run.threads)
-    hooks = open_session([record, selected.quant, selected.backend, *selected.observers])
+    quant = choose_quant(raw, selected.quant, selected.installed)
+    hooks = open_session([record, quant, selected.backend, *selected.observers])
     _check_fit(hooks, raw, record)
-    run = replace(run, model=str(folder), plugin=record.name)
+    run = replace(run, model=str(folder), plugin=record.name, quant=quant.name)
     hooks.require_support(device)
     hooks.configure(run)
     generation = generation_config(folder)
@@ -105,7 +116,11 @@ def load_model(run: RunConfig, selected: Selected, folder: Path, progress: Progr
         ),
     )
     plan = hooks.plan_quant(config, hooks.linear_layers(config), device)
-    model, stats = _build(folder, config, hooks, plan, progress)
+    checkpoint, stored = open_stored(raw, Checkpoint(folder), hooks, config)
+    plan = replace(plan, kv_cache=stored.kv_cache or plan.kv_cache)
+    check_agreement(raw, checkpoint, selected.quant, quant)
+    loading = plan_loading(checkpoint, hooks.weight_rules(config), stored.unused)
+    model, stats = _build(checkpoint, loading, config, hooks, plan, progress)
     hooks.loaded(stats)
     return LoadedModel(
         run=run,
@@ -148,7 +163,7 @@ def open_engine(run: RunConfig, selected: Selected, progress: Progress) -> Opene
     config, hooks = loaded.config, loaded.hooks
     # What is free is measured again: the weights are in memory now.
     cache, max_model_len = size_cache(
-        cache_layout(hooks, config, loaded.plan, loaded.run.block_size),
+        cache_layout(hooks, config, loaded.plan, loaded.run.block_size, run.kv_cache_dtype),
         loaded.run,
         config.max_position_embeddings,
         open_device(run.device).memory_free,
@@ -169,19 +184,23 @@ def open_engine(run: RunConfig, selected: Selected, progress: Progress) -> Opene
     )
 
 
-def cache_layout(hooks: Hooks, config: ModelConfig, plan: QuantPlan, block_size: int) -> CacheSpec:
-    """The KV cache's format: the quant scheme's choice, else the model's own precision.
+def cache_layout(
+    hooks: Hooks, config: ModelConfig, plan: QuantPlan, block_size: int, asked: str = AUTO
+) -> CacheSpec:
+    """The KV cache's format: as asked (a name in KV_CACHE_DTYPES), else the quant scheme's choice,
+    else the model's own precision.
 
     A float16 model's is the compute dtype, which can hold it.
     """
     own = config.dtype if config.dtype == "bfloat16" else config.compute_dtype
-    return hooks.cache_spec(config, plan) or CacheSpec(
+    chosen = hooks.cache_spec(config, plan) or CacheSpec(
         num_layers=config.num_layers,
         num_kv_heads=config.num_kv_heads,
         head_dim=config.head_dim,
         dtype=plan.kv_cache or own,
         block_size=block_size,
     )
+    return replace(chosen, dtype=KV_CACHE_DTYPES[asked] or chosen.dtype)
 
 
 def _check_fit(hooks: Hooks, raw: Mapping[str, Any], record: PluginRecord) -> None:
@@ -200,16 +219,17 @@ def _check_fit(hooks: Hooks, raw: Mapping[str, Any], record: PluginRecord) -> No
 
 
 def _build(
-    folder: Path, config: ModelConfig, hooks: Hooks, plan: QuantPlan, progress: Progress
+    checkpoint: Checkpoint,
+    loading: LoadPlan,
+    config: ModelConfig,
+    hooks: Hooks,
+    plan: QuantPlan,
+    progress: Progress,
 ) -> tuple[Any, LoadStats]:
-    from qinfer.core.checkpoint.files import Checkpoint
-    from qinfer.core.checkpoint.layout import plan_loading
     from qinfer.core.checkpoint.loader import StreamedParts
     from qinfer.core.device import place
 
     begin = time.perf_counter()
-    checkpoint = Checkpoint(folder)
-    loading = plan_loading(checkpoint, hooks.weight_rules(config))
     with progress.bar("Loading weights", loading.total_bytes) as advance:
         parts = StreamedParts(
             checkpoint, loading, config, hooks, plan, place=place, on_tensor=advance

@@ -13,7 +13,16 @@ from typing import Any, TypeVar
 
 import pluggy
 
-from qinfer.core.protocols import ExpertLayer, Layer, Model, ModelParts, Runner
+from qinfer.core.protocols import (
+    ExpertLayer,
+    Layer,
+    Model,
+    ModelParts,
+    Runner,
+    Store,
+    StoredTensors,
+)
+from qinfer.core.stored import StoredWeights
 from qinfer.core.types import (
     Array,
     CacheSpec,
@@ -96,7 +105,7 @@ class ModelPlugin(Plugin):
 
 
 class QuantPlugin(Plugin):
-    """A quant scheme. Everything but ``cache_spec`` is required."""
+    """A quant scheme. ``plan_quant``, ``pack_weight`` and ``build_linear`` are required."""
 
     @_one
     def plan_quant(
@@ -120,6 +129,23 @@ class QuantPlugin(Plugin):
         """Build the layer over the packed arrays, now device tensors; an ``ExpertLayer`` for a
         spec with experts.
         """
+
+    @_one
+    def read_stored(
+        self,
+        config: ModelConfig,
+        raw: Mapping[str, Any],
+        weights: Mapping[str, tuple[int, int]],
+        checkpoint: StoredTensors,
+    ) -> StoredWeights | None:
+        """Find the quantised weights in a checkpoint. ``raw`` is the parsed config.json, and
+        ``weights`` the names that plain weights of linears would have, with their [out, in].
+        Raises BadCheckpoint or Unsupported; reads no more than shapes and small tensors.
+        """
+
+    @_one
+    def open_store(self) -> Store | None:
+        """Give what writes weights in this plugin's format."""
 
     @_one
     def cache_spec(self, config: ModelConfig, plan: QuantPlan) -> CacheSpec | None:
@@ -176,7 +202,8 @@ GROUPS: Mapping[str, str] = {
     "observer": "qinfer.observers",
 }
 """Entry-point group of each kind. ``<group>.aliases`` holds further names of the same objects,
-``qinfer.models.reads`` the model_types and architectures a model is chosen for by itself."""
+``qinfer.models.reads`` the model_types and architectures a model is chosen for by itself, and
+``qinfer.quant.reads`` the quant_method or quant_type there that a quant plugin is chosen for."""
 
 REQUIRED: Mapping[str, tuple[str, ...]] = {
     "model": ("read_config", "linear_layers", "weight_rules", "build_model"),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-API_VERSION = "1.1"
+API_VERSION = "1.2"
 """Version of the plugin contract (major.minor) that this core speaks."""
 
 Array = Any
@@ -143,7 +143,10 @@ class LinearSpec:
     ``parts`` are the output widths of the projections fused into it (q, k, v or gate, up);
     they add up to ``out_features``. With ``experts`` it is that many linears of this shape
     without bias, one of which each row is multiplied with: their weights lie one below the
-    other, [experts * out_features, in_features], and are packed as one.
+    other, [experts * out_features, in_features], and are packed as one. Two fields say where a
+    scaling of this linear's input can be moved to: ``norm`` is the target of the norm weight whose
+    output goes into this linear and nothing else, ``scaled_by`` the linear whose last part's
+    outputs are factors of the inputs.
     """
 
     name: str
@@ -154,6 +157,8 @@ class LinearSpec:
     layer: int | None = None
     parts: tuple[int, ...] = ()
     experts: int = 0
+    norm: str = ""
+    scaled_by: str = ""
 
     @property
     def rows(self) -> int:
@@ -190,8 +195,9 @@ class WeightRule:
 class Scheme:
     """How one linear's weight and input are represented.
 
-    ``weight_scale`` and ``input_scale``: "none", "channel" (one per output), "token", "tensor" or
-    "group" (of ``group_size`` inputs).
+    ``weight_scale`` and ``input_scale``: "none", "channel" (one per output), "token", "tensor",
+    "group" (of ``group_size`` inputs) or "block" (of ``group_size`` inputs and outputs). ``parts``:
+    the schemes of projections that are fused without having one scheme.
     """
 
     name: str
@@ -200,6 +206,7 @@ class Scheme:
     input_dtype: str = ""
     input_scale: str = "none"
     group_size: int = 0
+    parts: tuple[Scheme, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,17 +265,20 @@ class LayerCache:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What the user asked for, with names resolved. Sizes in bytes, 0 meaning "choose"."""
+    """What the user asked for, with names resolved. Sizes in bytes, 0 meaning "choose"; the quant
+    scheme "auto" is the checkpoint's own.
+    """
 
     model: str = ""
     plugin: str = ""
-    quant: str = "none"
+    quant: str = "auto"
     backend: str = "dynamic"
     observers: tuple[str, ...] = ()
     device: str = "auto"
     dtype: str = "auto"
     threads: int = 0
     kv_cache_memory: int = 0
+    kv_cache_dtype: str = "auto"
     max_model_len: int = 0
     max_num_seqs: int = 64
     max_batch_tokens: int = 512

@@ -73,6 +73,8 @@ def load(library: Path) -> None:
     ops.linear.versions[CPU] = _linear
     ops.linear_int8.versions[CPU] = _linear_int8
     ops.linear_fp8.versions[CPU] = _linear_fp8
+    ops.arrange_a8w8.versions[CPU] = _arrange_a8w8
+    ops.linear_a8w8.versions[CPU] = _linear_a8w8
     ops.arrange_int4.versions[CPU] = _arrange_int4
     ops.linear_int4.versions[CPU] = _linear_int4
     ops.rotary_kv_write.versions[CPU] = _rotary_kv_write
@@ -117,6 +119,16 @@ def _linear_int8(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) 
 def _linear_fp8(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     out = scale.shape[0]
     return _run("qinfer_linear", x, weight, scale, bias, FORMATS["float8_e4m3fn"], out)[0]
+
+
+def _arrange_a8w8(weight: Tensor) -> Tensor:
+    return _run("qinfer_pack", weight, FORMATS["int8"])[0]
+
+
+def _linear_a8w8(
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, input_scale: Tensor | None
+) -> Tensor:
+    return _run("qinfer_linear_a8w8", x, weight, scale, bias, input_scale)[0]
 
 
 def _arrange_int4(weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,7 @@ class LLM:
         self.arguments = {"model": model, "max_model_len": max_model_len, **arguments}
         self.progress, self.prompts, self.params = progress, [], []
         self.label, self.header, self.plugin = model or "demo", ["quant: fake"], "qwen2"
+        self.quant = arguments.get("quant", "auto")
         self.max_model_len = max_model_len or 4096
         self.tokenizer = SimpleNamespace(encode=lambda text: text.split())
         self.load_stats = LoadStats(

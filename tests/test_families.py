@@ -10,7 +10,7 @@ from qinfer.core.session import load_model, select
 from qinfer.core.types import RunConfig
 
 FAMILIES = ["gqa", "qwen_long", "moe", "moe_norm", "qwen3", "qwen3_moe", "window", "yarn"]
-SCHEMES = {"none": 1e-4, "wint8": 0.3, "wint4": 2.8, "fp8": 1.6}
+SCHEMES = {"none": 1e-4, "wint8": 0.3, "wint4": 2.8, "a8w8": 0.6, "fp8": 1.6}
 """Root-mean-square difference to the golden allowed; the tiny models' logits have deviation 3, so
 logits of another model would differ by 4.2."""
 
@@ -48,7 +48,7 @@ def test_a_family_in_a_scheme(written, quant):
     assert distance(np.concatenate([first[2], second[2]]), whole[:20]) < close
 
 
-@pytest.mark.parametrize("quant", ["wint8", "wint4", "fp8"])
+@pytest.mark.parametrize("quant", ["wint8", "wint4", "a8w8", "fp8"])
 def test_router_and_shared_gate_keep_their_precision(tmp_path, quant):
     folder = tiny.write_checkpoint(tmp_path / "model", tiny.CASES["moe"])
     run = RunConfig(model=str(folder), quant=quant)

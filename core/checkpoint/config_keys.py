@@ -58,13 +58,3 @@ def refuse_other(check: ConfigChecker, fixed: Mapping[str, Any]) -> None:
         ):
             name = check.name(key)
             check.add(f"{name}: is always {show(only)} in this family, found {show(value)}")
-
-
-def refuse_quantised(check: ConfigChecker) -> None:
-    """Add a problem where the weights are quantised already."""
-    for key in ("quantization_config", "compression_config"):
-        if check.raw.get(key) not in (None, {}):
-            check.add(
-                f"{key}: checkpoints that are already quantised are not supported yet; "
-                "use the original one and let --quant quantise it"
-            )

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from qinfer.core.checkpoint.json_file import read_json
 from qinfer.core.checkpoint.safetensors_file import TensorEntry, map_tensor, read_entries, shown
 from qinfer.core.errors import BadCheckpoint
+from qinfer.core.stored import StoredLinear
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -64,6 +65,10 @@ class Checkpoint:
     def nbytes(self, name: str) -> int:
         """The tensor's size on disk in bytes."""
         return self.entry(name).nbytes
+
+    def stored(self, name: str) -> StoredLinear | None:
+        """What stands for the weight of that name where it is quantised."""
+        return None
 
     def read(self, name: str) -> NDArray[Any]:
         """The tensor as a read-only array over its own mapping; drop it to unmap it."""

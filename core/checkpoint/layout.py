@@ -15,6 +15,7 @@ from typing import Literal
 from qinfer.core.checkpoint.files import Checkpoint
 from qinfer.core.checkpoint.rules import choose_rules, source_shapes
 from qinfer.core.checkpoint.safetensors_file import shown
+from qinfer.core.checkpoint.stored_view import QUANTISED
 from qinfer.core.errors import BadCheckpoint
 from qinfer.core.types import WeightRule
 
@@ -24,7 +25,7 @@ Shape = tuple[int, ...]
 READABLE = ("BF16", "F16", "F32", "F64")
 MAX_LINES = 40
 
-_PADDLE_NAME = re.compile(r"qwen\w*\.")
+PADDLE_NAME = re.compile(r"qwen\w*\.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +54,18 @@ class LoadPlan:
         return sum(pick.nbytes for pick in self.picks.values())
 
 
-def plan_loading(checkpoint: Checkpoint, rules: Iterable[WeightRule]) -> LoadPlan:
+def plan_loading(
+    checkpoint: Checkpoint, rules: Iterable[WeightRule], unused: Iterable[str] = ()
+) -> LoadPlan:
     """Choose a rule for every target and find out the layout, from headers alone.
+
+    ``unused``: globs of further tensors that may be there. Quantised weights of a ``StoredView``
+    are [out, in] in either layout.
 
     Raises BadCheckpoint listing every missing, surplus, mis-shaped and wrong-typed tensor, and
     BrokenPlugin for a rule that contradicts itself.
     """
-    rules = list(rules)
+    rules = [*rules, *(WeightRule(target="", source=(glob,), op="skip") for glob in unused)]
     names = checkpoint.names()
     found, incomplete = choose_rules(rules, frozenset(names))
     fixed = _never_flipped(found.values())
@@ -103,11 +109,13 @@ def _detect_layout(
         if not _is_flipped(rule, fixed, "paddle"):
             continue
         for name, shape in zip(rule.source, source_shapes(rule), strict=True):
+            if checkpoint.dtype(name) == QUANTISED:
+                continue
             there = checkpoint.shape(name)
             votes += (there == shape) - (there == shape[::-1])
     if votes:
         return "huggingface" if votes > 0 else "paddle"
-    paddle = any(_PADDLE_NAME.match(name) for name in checkpoint.names())
+    paddle = any(PADDLE_NAME.match(name) for name in checkpoint.names())
     return "paddle" if paddle else "huggingface"
 
 
@@ -141,7 +149,7 @@ def _unreadable(checkpoint: Checkpoint, rules: Iterable[WeightRule]) -> list[str
     return [
         f"wrong dtype  {shown(name)}: found {checkpoint.dtype(name)}, expected one of {expected}"
         for name in sources
-        if checkpoint.dtype(name) not in READABLE
+        if checkpoint.dtype(name) not in (*READABLE, QUANTISED)
     ]
 
 
@@ -151,7 +159,8 @@ def _misshaped(
     lines: dict[str, None] = {}  # several targets may read the same tensor
     for rule in rules:
         for name, shape in zip(rule.source, source_shapes(rule), strict=True):
-            expected = shape[::-1] if _is_flipped(rule, fixed, layout) else shape
+            flipped = _is_flipped(rule, fixed, layout) and checkpoint.dtype(name) != QUANTISED
+            expected = shape[::-1] if flipped else shape
             if checkpoint.shape(name) != expected:
                 lines[_shape_line(name, checkpoint.shape(name), expected)] = None
     return list(lines)

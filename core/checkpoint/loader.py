@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Protocol, cast
 
 from numpy.typing import NDArray
@@ -11,11 +12,20 @@ from numpy.typing import NDArray
 from qinfer.core.arrays import numpy_dtype, round_to
 from qinfer.core.checkpoint.assemble import assemble
 from qinfer.core.checkpoint.files import Checkpoint
+from qinfer.core.checkpoint.join import Packed, join, rows
 from qinfer.core.checkpoint.layout import LoadPlan, Pick
-from qinfer.core.checkpoint.rules import num_parameters
+from qinfer.core.checkpoint.rules import num_parameters, source_shapes
 from qinfer.core.errors import BrokenPlugin
 from qinfer.core.protocols import ExpertLayer, Layer
-from qinfer.core.types import Array, LinearSpec, LoadStats, ModelConfig, QuantPlan, Scheme
+from qinfer.core.types import (
+    Array,
+    LinearSpec,
+    LoadStats,
+    ModelConfig,
+    QuantPlan,
+    Scheme,
+    WeightRule,
+)
 
 Place = Callable[[NDArray[Any], str], Array]
 """Turns a numpy array into a device tensor of the dtype named; "" keeps the array's own."""
@@ -63,6 +73,7 @@ class StreamedParts:
         self._targets = frozenset(plan.picks)
         self._bytes = 0
         self._layers: Counter[str] = Counter()
+        self._unstored: list[str] = []
 
     def linear(self, spec: LinearSpec) -> Layer:
         """Read, pack and place one linear layer.
@@ -75,6 +86,31 @@ class StreamedParts:
     def experts(self, spec: LinearSpec) -> ExpertLayer:
         """Read, pack and place the linears of all experts. Raises as ``linear`` does."""
         return cast(ExpertLayer, self._layer(spec))
+
+    def _pack(self, spec: LinearSpec, plain: Scheme, pick: Pick) -> Packed:
+        """The scheme and arrays of a linear: packed here, or as the checkpoint holds them."""
+        rule = pick.rule
+        if all(self._checkpoint.stored(name) is None for name in rule.source):
+            self._unstored.append(spec.name)
+            weight = assemble(self._checkpoint, pick)
+            return plain, self._hooks.pack_weight(spec=spec, scheme=plain, weight=weight)
+        parts: list[Packed] = []
+        for name, shape in zip(rule.source, source_shapes(rule), strict=True):
+            stored = self._checkpoint.stored(name)
+            if stored is not None:
+                parts.append((stored.scheme, stored.load()))
+                continue
+            own = WeightRule(target=rule.target, source=(name,), shape=shape, linear=True)
+            part = replace(
+                spec, name=f"{spec.name}.{len(parts)}", out_features=shape[0], parts=(shape[0],)
+            )
+            weight = assemble(self._checkpoint, replace(pick, rule=own))
+            packed = self._hooks.pack_weight(spec=part, scheme=plain, weight=weight)
+            parts.append((plain, packed))
+        scheme, packed = join(parts)
+        if rule.op == "split":
+            return scheme, rows(scheme, packed, rule.start, rule.start + rule.shape[0])
+        return scheme, packed
 
     def parameter(self, name: str, dtype: str = "") -> Array:
         """A tensor by its rule's target: rounded to ``config.dtype``, held in ``dtype`` (by
@@ -105,7 +141,7 @@ class StreamedParts:
             parameter_bytes=self._bytes,
             num_parameters=num_parameters(self._rules),
             layers_by_scheme=dict(self._layers),
-            skipped=dict(self._quant_plan.skipped),
+            skipped=self._skipped(),
         )
 
     def _layer(self, spec: LinearSpec) -> Layer | ExpertLayer:
@@ -114,9 +150,7 @@ class StreamedParts:
             raise _broken(f"asks for the linear {spec.name}, which linear_layers does not list")
         target = f"{spec.name}.weight"
         pick = self._take(target, (spec.rows, spec.in_features))
-        packed = self._hooks.pack_weight(
-            spec=spec, scheme=scheme, weight=assemble(self._checkpoint, pick)
-        )
+        scheme, packed = self._pack(spec, scheme, pick)
         before = self._bytes
         params = {name: self._put(array, "") for name, array in packed.items()}
         del packed
@@ -128,6 +162,12 @@ class StreamedParts:
         # What a layer holds may differ from what it was given: the device has an order of its own.
         self._bytes = before + getattr(layer, "nbytes", self._bytes - before)
         return layer
+
+    def _skipped(self) -> dict[str, str]:
+        """Why layers are not quantised: the plan's reasons, or that the checkpoint has them so."""
+        if len(self._unstored) == sum(self._layers.values()):
+            return dict(self._quant_plan.skipped)
+        return dict.fromkeys(self._unstored, "the checkpoint holds it unquantised")
 
     def _rounded(self, name: str, shape: tuple[int, ...] | None, dtype: str = "") -> Array:
         pick = self._take(name, shape)

@@ -20,6 +20,8 @@ COMMANDS = {
     "build-ops": ("qinfer.core.cli.build_ops", "Compile the native operators before first use."),
     "info": ("qinfer.core.cli.info", "Show what a model is and what memory it needs."),
     "bench": ("qinfer.core.cli.bench", "Measure how fast a model runs here."),
+    "eval": ("qinfer.core.cli.eval", "Measure what a quant scheme costs in accuracy."),
+    "quantize": ("qinfer.core.cli.quantize", "Write a quantised checkpoint."),
     "list-plugins": ("qinfer.core.cli.list_plugins", "List the installed plugins."),
     "doctor": ("qinfer.core.cli.doctor", "Check that this computer is ready, and say what is not."),
 }

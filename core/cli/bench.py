@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
 from qinfer.core.cli.options import MODEL, GroupedCommand, option
-from qinfer.core.errors import Unsupported
+from qinfer.core.cli.plot import pyplot, save
+from qinfer.core.cli.table import table
 
 WORK = "Measurement"
 COUNT = click.IntRange(min=1)
@@ -31,7 +31,7 @@ COLUMNS = {
 @click.command("bench", cls=GroupedCommand, context_settings={"max_content_width": 100})
 @option(MODEL, "--model", metavar="FOLDER|HUB_ID", help="Checkpoint; without it, the demo.")
 @option(MODEL, "--plugin", metavar="NAME", help="Model family's plugin.")
-@option(MODEL, "--quant", "schemes", metavar="NAME", multiple=True, default=["none"],
+@option(MODEL, "--quant", "schemes", metavar="NAME", multiple=True, default=["auto"],
         show_default=True, help="Scheme to measure. Can be repeated.")  # fmt: skip
 @option(MODEL, "--backend", metavar="NAME", default="dynamic", show_default=True,
         help="What runs the model.")  # fmt: skip
@@ -60,7 +60,7 @@ def command(schemes: tuple[str, ...], as_json: bool, plot: str | None, **options
     from qinfer.core.bench import BenchSettings, measure_all
 
     if plot:
-        _matplotlib()  # before the work, not after it
+        pyplot()  # before the work, not after it
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     settings = BenchSettings(**given)
     records = measure_all(settings, schemes, lambda text: click.echo(text, err=True))
@@ -72,14 +72,7 @@ def command(schemes: tuple[str, ...], as_json: bool, plot: str | None, **options
 
 def _table(records: list[dict[str, Any]]) -> str:
     rows = [list(COLUMNS.values()), *([_cell(r, key) for key in COLUMNS] for r in records)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
+    return table(rows)
 
 
 def _cell(record: dict[str, Any], key: str) -> str:
@@ -93,23 +86,9 @@ def _cell(record: dict[str, Any], key: str) -> str:
     return f"{value:,.0f}" if isinstance(value, int) else f"{value:,.1f}"
 
 
-def _matplotlib() -> Any:
-    """The plotting library, drawing into files only."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise Unsupported(
-            f"--plot needs matplotlib: {error}", remedy="pip install 'qinfer-paddle[plot]'"
-        ) from error
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
 def _draw(records: list[dict[str, Any]], path: Path) -> None:
     """Two panels, prefill and decode speed over the batch size, a line for each scheme."""
-    figure, panels = _matplotlib().subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    figure, panels = pyplot().subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for axes, key in zip(panels, ("prefill_tokens_per_s", "decode_tokens_per_s"), strict=True):
         for scheme in dict.fromkeys(record["quant"] for record in records):
             mine = [record for record in records if record["quant"] == scheme]
@@ -118,7 +97,4 @@ def _draw(records: list[dict[str, Any]], path: Path) -> None:
         axes.set(xlabel="requests at a time", ylabel=key.replace("_", " "), ylim=(0, None))
         axes.legend()
     figure.suptitle(records[0]["model"], fontsize=9)
-    temporary = path.with_name(f".{path.name}.new{path.suffix}")
-    figure.savefig(temporary, dpi=150)
-    temporary.replace(path)
-    print(f"drawn: {path}", file=sys.stderr)  # noqa: T201
+    save(figure, path)

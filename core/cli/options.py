@@ -121,8 +121,9 @@ def model_options(function: F) -> F:
                "Without it, a small demo model."),
         option(MODEL, "--plugin", metavar="NAME",
                help="Model family's plugin. Without it, config.json decides."),
-        option(MODEL, "--quant", metavar="NAME", default="none", aliases=("--quant-type",),
-               show_default=True, help="Quantisation scheme: none, wint8, fp8, …"),
+        option(MODEL, "--quant", metavar="NAME", default="auto", aliases=("--quant-type",),
+               show_default=True,
+               help="Quantisation scheme: none, wint8, fp8, …; auto is the checkpoint's own."),
         option(MODEL, "--backend", metavar="NAME", default="dynamic", show_default=True,
                help="What runs the model."),
         option(MODEL, "--observer", "observers", metavar="NAME", multiple=True,
@@ -146,6 +147,9 @@ def model_options(function: F) -> F:
                show_default=True, help="Most tokens in one step; longer prompts go in pieces."),
         option(MODEL, "--kv-cache-memory", type=Size(), default=0, metavar="SIZE",
                help="Memory for keys and values, for example 2GB or 512MiB."),
+        option(MODEL, "--kv-cache-dtype", default="auto", show_default=True,
+               type=click.Choice(["auto", "int8", "fp8"]),
+               help="What keys and values are held in; auto is the scheme's choice."),
     )(function)  # fmt: skip
 
 
@@ -204,6 +208,7 @@ def sampling_params(
 _MODEL_NAMES = (
     "model", "plugin", "quant", "backend", "observers", "device", "dtype", "threads",
     "max_model_len", "max_num_seqs", "max_batch_tokens", "kv_cache_memory",
+    "kv_cache_dtype",
     "require_kernels",
 )  # fmt: skip
 

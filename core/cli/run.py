@@ -173,7 +173,7 @@ def _print_whole(
     run = llm.generate if isinstance(request, str) else llm.chat
     output: RequestOutput = run(request, params)[0]  # type: ignore[arg-type]
     if options["as_json"]:
-        about = {"model": llm.label, "plugin": llm.plugin, "quant": options["quant"]}
+        about = {"model": llm.label, "plugin": llm.plugin, "quant": llm.quant}
         click.echo(json.dumps({**about, **output.to_json()}, ensure_ascii=False))
     else:
         for completion in output.completions:

@@ -105,6 +105,22 @@ std::vector<Tensor> linear(const Tensor& x, const Tensor& packed,
   return {y};
 }
 
+std::vector<Tensor> linear_a8w8(const Tensor& x, const Tensor& packed, const Tensor& scale,
+                                const paddle::optional<Tensor>& bias,
+                                const paddle::optional<Tensor>& input_scale) {
+  const int64_t rows = x.shape()[0], in = x.shape()[1], out = scale.numel();
+  PD_CHECK(packed.numel() == qinfer::packed_bytes(qinfer::Format::kInt8, out, in),
+           "qinfer_linear_a8w8: the packed weight does not have this shape");
+  PD_CHECK(!bias || bias->numel() == out, "qinfer_linear_a8w8: the bias must be [out]");
+  PD_CHECK(!input_scale || input_scale->numel() == 1,
+           "qinfer_linear_a8w8: the input's scale must be one number");
+  Tensor y = result({rows, out}, DataType::FLOAT32, x);
+  qinfer::submit(qinfer::linear_a8w8(floats(x, "qinfer_linear_a8w8: x"), read(packed),
+                                     floats(scale, "scale"), floats(input_scale, "input_scale"),
+                                     floats(bias, "bias"), written(y), rows, in, out));
+  return {y};
+}
+
 qinfer::CacheType cache_type(DataType type) {
   if (type == DataType::BFLOAT16) return qinfer::CacheType::kBF16;
   if (type == DataType::INT8) return qinfer::CacheType::kInt8;
@@ -307,6 +323,11 @@ PD_BUILD_OP(qinfer_linear)
     .Outputs({"y"})
     .Attrs({"format: int64_t", "out: int64_t"})
     .SetKernelFn(PD_KERNEL(linear));
+
+PD_BUILD_OP(qinfer_linear_a8w8)
+    .Inputs({"x", "packed", "scale", paddle::Optional("bias"), paddle::Optional("input_scale")})
+    .Outputs({"y"})
+    .SetKernelFn(PD_KERNEL(linear_a8w8));
 
 PD_BUILD_OP(qinfer_rotary_kv_write)
     .Inputs({"qkv", "rotary", "positions", "slots", "keys", "values",

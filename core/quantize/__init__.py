@@ -1,0 +1,1 @@
+"""Quantising a checkpoint with calibration data, and writing it as a folder."""

@@ -1,0 +1,60 @@
+"""GPTQ: rounding the inputs' columns one after the other, each error made up for by the next ones.
+
+Frantar et al., arXiv:2210.17323, with act-order: the columns with the largest activations first.
+Groups keep the columns they have without reordering, so no index is needed to read the result.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qinfer.core.quantize.rounding import Floats, Grid
+
+BLOCK = 128
+"""Columns whose errors are collected before the rest of the matrix is updated."""
+
+DAMP = 0.01
+"""Share of the mean diagonal added to the Hessian's, so that it can be inverted."""
+
+
+def gptq(weight: Floats, x: Floats, grid: Grid, scale: Floats) -> Floats:
+    """The weight [out, in] on the grid (scale [out, groups]) with the least error of its outputs
+    for inputs like ``x`` [T, in].
+    """
+    hessian = (x.T @ x).astype(np.float64)
+    dead = np.diag(hessian) == 0
+    hessian[dead, dead] = 1
+    order = np.argsort(-np.diag(hessian), kind="stable")
+    upper = _inverse_factor(hessian[np.ix_(order, order)])
+    group_of = order // (grid.group or weight.shape[1])
+    left = weight[:, order].copy()
+    left[:, dead[order]] = 0
+    result = np.empty_like(left)
+    for start in range(0, left.shape[1], BLOCK):
+        end = min(start + BLOCK, left.shape[1])
+        errors = np.empty((len(left), end - start), np.float32)
+        for column in range(start, end):
+            own = scale[:, group_of[column], None]
+            result[:, column] = Grid(dtype=grid.dtype).rounded(left[:, column, None], own)[:, 0]
+            error = (left[:, column] - result[:, column]) / upper[column, column]
+            left[:, column:end] -= error[:, None] * upper[column, column:end]
+            errors[:, column - start] = error
+        left[:, end:] -= errors @ upper[start:end, end:]
+    back: Floats = np.empty_like(result)
+    back[:, order] = result
+    return back
+
+
+def _inverse_factor(hessian: NDArray[np.float64]) -> Floats:
+    """The upper factor U of the inverse, H^-1 = U^T U, damped until that can be done."""
+    damp = DAMP * float(np.mean(np.diag(hessian)))
+    for _ in range(10):
+        damped = hessian + damp * np.eye(len(hessian))
+        try:
+            factor = np.linalg.cholesky(np.linalg.inv(damped)).T
+        except np.linalg.LinAlgError:
+            damp *= 10
+            continue
+        return np.ascontiguousarray(factor, np.float32)
+    raise ArithmeticError("the calibration data's Hessian cannot be inverted")

@@ -1,0 +1,162 @@
+"""The numerics of calibration: grids, scale searches and GPTQ, against their definitions."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from qinfer.core.quantize.gptq import gptq
+from qinfer.core.quantize.linear import quantise_linear
+from qinfer.core.quantize.rounding import TOPS, Grid, input_scale, rounded_input
+from qinfer.core.quantize.scaling import awq_candidates, best_scale, smooth_candidates
+from qinfer.core.types import Scheme
+
+DTYPES = ["int8", "int4", "float8_e4m3fn"]
+
+
+@pytest.fixture
+def layer(rng):
+    """A weight and inputs that are correlated and have outliers, as activations do."""
+    mix = rng.normal(size=(48, 48)) / 7
+    x = rng.normal(size=(300, 48)) @ mix + 0.3 * rng.normal(size=(300, 48))
+    x[:, [3, 17]] *= 25
+    return rng.normal(size=(40, 48)).astype(np.float32), x.astype(np.float32)
+
+
+@pytest.mark.parametrize("group", [0, 16])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_grid_rounds_to_the_nearest_of_its_numbers(dtype, group, rng):
+    weight = rng.normal(size=(5, 48)).astype(np.float32)
+    grid = Grid(dtype=dtype, group=group)
+    scale = grid.scales(weight)
+    tiles = np.abs(weight).reshape(5, -1, group or 48)
+    np.testing.assert_allclose(scale, tiles.max(axis=2) / TOPS[dtype], rtol=1e-6)
+    whole = np.repeat(scale, group or 48, axis=1)
+    if dtype == "float8_e4m3fn":
+        numbers = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float64)
+        numbers = numbers[np.isfinite(numbers)]
+    else:
+        numbers = np.arange(-TOPS[dtype] - 1, TOPS[dtype] + 1)
+    nearest = np.abs(weight[..., None] / whole[..., None] - numbers).min(axis=-1)
+    rounded = grid.rounded(weight, scale)
+    np.testing.assert_allclose(np.abs(rounded - weight) / whole, nearest, atol=1e-4)
+    codes = grid.codes(weight, scale)
+    assert codes.dtype.name == ("float8_e4m3fn" if "float8" in dtype else "int8")
+    np.testing.assert_allclose(codes.astype(np.float32) * whole, rounded, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_a_searched_scale_makes_no_larger_error(dtype, rng):
+    weight = (rng.standard_t(3, size=(20, 64))).astype(np.float32)
+    grid = Grid(dtype=dtype)
+    errors = [
+        ((grid.rounded(weight, grid.scales(weight, search=search)) - weight) ** 2).sum(axis=1)
+        for search in (False, True)
+    ]
+    assert (errors[1] <= errors[0]).all()
+    if dtype == "int4":
+        assert errors[1].sum() < 0.9 * errors[0].sum()
+
+
+def test_zeros_stay_zeros():
+    weight = np.zeros((3, 16), np.float32)
+    for dtype in DTYPES:
+        grid = Grid(dtype=dtype)
+        for search in (False, True):
+            assert not grid.rounded(weight, grid.scales(weight, search=search)).any()
+
+
+def test_activations_by_token_and_by_one_scale(rng):
+    x = rng.normal(size=(6, 32)).astype(np.float32) * np.array([[1], [100]] * 3, np.float32)
+    grid = Grid(dtype="int8")
+    by_token = rounded_input(grid, x, None)
+    assert np.abs(by_token - x).max(axis=1) == pytest.approx(np.abs(x).max(axis=1) / 254, rel=0.5)
+    fixed = input_scale(grid, x, search=False)
+    assert fixed == pytest.approx(np.abs(x).max() / 127)
+    assert np.abs(rounded_input(grid, x, fixed) - x).max() <= fixed / 2 * 1.001
+
+
+def error_of(weight, held, x):
+    return ((x @ (held - weight).T) ** 2).sum()
+
+
+@pytest.mark.parametrize(("dtype", "group"), [("int4", 16), ("int4", 0), ("int8", 0)])
+def test_gptq_halves_the_outputs_error_on_correlated_inputs(dtype, group, layer):
+    weight, x = layer
+    grid = Grid(dtype=dtype, group=group)
+    scale = grid.scales(weight)
+    held = gptq(weight, x, grid, scale)
+    assert error_of(weight, held, x) < 0.5 * error_of(weight, grid.rounded(weight, scale), x)
+    # What it gives lies on the grid.
+    np.testing.assert_allclose(grid.rounded(held, scale), held, atol=1e-6)
+
+
+def test_gptq_on_independent_inputs_is_plain_rounding(rng):
+    weight = rng.normal(size=(10, 32)).astype(np.float32)
+    grid = Grid(dtype="int4")
+    scale = grid.scales(weight)
+    held = gptq(weight, np.eye(32, dtype=np.float32) * 3, grid, scale)
+    np.testing.assert_array_equal(held, grid.rounded(weight, scale))
+
+
+def test_gptq_follows_the_algorithm_column_by_column(rng):
+    """Against optimal brain quantisation in float64, updating the inverse one step at a time."""
+    weight = rng.normal(size=(4, 12)).astype(np.float32)
+    x = (rng.normal(size=(50, 12)) @ rng.normal(size=(12, 12))).astype(np.float32)
+    grid = Grid(dtype="int4")
+    scale = grid.scales(weight)
+    hessian = x.T.astype(np.float64) @ x
+    hessian += 0.01 * np.mean(np.diag(hessian)) * np.eye(12)
+    order = np.argsort(-np.diag(x.T @ x), kind="stable")
+    left, expected, remaining = weight.astype(np.float64), np.zeros((4, 12)), list(order)
+    while remaining:
+        inverse = np.linalg.inv(hessian[np.ix_(remaining, remaining)])
+        column = remaining[0]
+        expected[:, column] = np.clip(np.rint(left[:, column] / scale[:, 0]), -8, 7) * scale[:, 0]
+        error = (left[:, column] - expected[:, column]) / inverse[0, 0]
+        left[:, remaining] -= error[:, None] * inverse[0]
+        remaining = remaining[1:]
+    np.testing.assert_allclose(gptq(weight, x, grid, scale), expected, atol=1e-4)
+
+
+def test_gptq_survives_inputs_that_are_always_zero(layer):
+    weight, x = layer
+    x[:, 5] = 0
+    grid = Grid(dtype="int4")
+    assert np.isfinite(gptq(weight, x, grid, grid.scales(weight))).all()
+
+
+@pytest.mark.parametrize("candidates", [smooth_candidates, awq_candidates])
+def test_the_best_scale_is_the_best_of_those_tried(candidates, layer):
+    weight, x = layer
+    grid = Grid(dtype="int8")
+
+    def outputs(inputs, weights):
+        return rounded_input(grid, inputs, None) @ grid.rounded(weights, grid.scales(weights)).T
+
+    def error(scale):
+        return ((outputs(x / scale, weight * scale) - x @ weight.T) ** 2).sum()
+
+    found = best_scale(x, weight, candidates(x, weight), outputs)
+    tried = [error(scale) for scale in candidates(x, weight)]
+    assert error(found) == pytest.approx(min(tried))
+    assert error(found) < 0.5 * error(np.ones(48, np.float32))
+
+
+@pytest.mark.parametrize("method", ["absmax", "mse", "smoothquant", "gptq", "smoothquant+gptq"])
+@pytest.mark.parametrize("input_kind", ["token", "tensor"])
+def test_a_linears_report_is_the_error_of_its_arrays(method, input_kind, layer):
+    weight, x = layer
+    scheme = Scheme(name="a8w8", weight_dtype="int8", weight_scale="channel",
+                    input_dtype="int8", input_scale=input_kind)  # fmt: skip
+    made = quantise_linear(weight, x, scheme, method.split("+"), may_scale=True)
+    arrays = made.arrays
+    assert ("smooth" in arrays) == ("smoothquant" in method)
+    eased = x * arrays.get("smooth", np.float32(1))
+    fixed = arrays.get("input_scale")
+    step = np.abs(eased).max(axis=1, keepdims=True) / 127 if fixed is None else fixed
+    got = np.clip(np.rint(eased / step), -128, 127) * step
+    got = got @ (arrays["weight"] * arrays["scale"][:, None].astype(np.float64)).T
+    exact = x.astype(np.float64) @ weight.T
+    error = np.sqrt(((got - exact) ** 2).mean() / (exact**2).mean())
+    assert made.error == pytest.approx(error, rel=0.02)
+    assert made.error < 0.05
