@@ -8,8 +8,8 @@ namespace qinfer::cuda {
 namespace {
 
 constexpr int kWarps = 4, kThreads = kWarps * 32;
-constexpr int kUnroll = 2;
-constexpr int kMostParts = 64;
+constexpr int kUnroll = 4;
+constexpr int kMostParts = 64, kMostStates = 64;
 constexpr int kLeast = 64;  // keys that are worth a block of their own
 constexpr int kMostPairs = 1 << 18;
 __device__ unsigned arrived[kMostPairs];  // parts that are done; zero between launches
@@ -121,21 +121,41 @@ struct Attend {
   }
 };
 
-// count states of (D numbers, largest score, total), each `stride` floats, as one: dimension d.
-struct Mixed {
-  float sum, most, total;
-};
-__device__ __forceinline__ Mixed mix(const float* states, int count, int stride, int dim, int d) {
-  float most = -1e30f;
-  for (int i = 0; i < count; ++i) most = fmaxf(most, __ldcg(states + i * stride + dim));
-  float sum = 0, total = 0;
-  for (int i = 0; i < count; ++i) {
-    const float factor = power2(__ldcg(states + i * stride + dim) - most);
-    sum += factor * __ldcg(states + i * stride + d);
-    total += factor * __ldcg(states + i * stride + dim + 1);
+// Several states of each of G heads, (D numbers, largest score, total), to be made one: a factor
+// for each state, and each head's largest score and total. `state(h, n)` points at a state.
+template <int D, int G, int Most>
+struct Factors {
+  float of[G][Most], most[G], total[G];
+
+  template <class State>
+  __device__ __forceinline__ void find(int heads, int count, State state) {
+    for (int i = threadIdx.x; i < heads * count; i += kThreads)
+      of[i / count][i % count] = *(state(i / count, i % count) + D);
+    __syncthreads();
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    for (int h = warp; h < heads; h += kWarps) {
+      float top = -1e30f, sum = 0;
+      for (int n = lane; n < count; n += 32) top = fmaxf(top, of[h][n]);
+      top = warp_max(top);
+      for (int n = lane; n < count; n += 32) {
+        const float factor = power2(of[h][n] - top);
+        of[h][n] = factor;
+        sum += factor * *(state(h, n) + D + 1);
+      }
+      sum = warp_sum(sum);
+      if (lane == 0) most[h] = top, total[h] = sum;
+    }
+    __syncthreads();
   }
-  return {sum, most, total};
-}
+
+  template <class State>
+  __device__ __forceinline__ float sum(int h, int d, int count, State state) const {
+    float all = 0;
+#pragma unroll 8
+    for (int n = 0; n < count; ++n) all += of[h][n] * *(state(h, n) + d);
+    return all;
+  }
+};
 
 template <class T, int D, int G>
 __global__ void __launch_bounds__(kThreads) attend_kernel(const Heads p) {
@@ -145,8 +165,9 @@ __global__ void __launch_bounds__(kThreads) attend_kernel(const Heads p) {
   Attend<T, D, G> attend(p);
   const int token = blockIdx.x, part = blockIdx.z;
   wait_for_previous();
-  const int s = search(p.sequences, token, [&](int i) { return p.starts[i]; });
-  const int visible = p.lengths[s] - (p.starts[s + 1] - 1 - token);
+  const bool is_single = p.tokens == p.sequences;  // one token each
+  const int s = is_single ? token : search(p.sequences, token, [&](int i) { return p.starts[i]; });
+  const int visible = p.lengths[s] - (is_single ? 0 : p.starts[s + 1] - 1 - token);
   const int each = max((visible + p.parts - 1) / p.parts, kLeast);
   const int used = max((visible + each - 1) / each, 1);  // parts that have keys
   if (part >= used) return;
@@ -160,24 +181,22 @@ __global__ void __launch_bounds__(kThreads) attend_kernel(const Heads p) {
     if (attend.column == 0) mine[D] = attend.seen.most[h], mine[D + 1] = attend.seen.total[h];
   }
   __syncthreads();
+  __shared__ Factors<D, G, kMostStates> factors;
+  const auto state = [&](int h, int n) -> const float* { return states[h][n]; };
+  factors.find(attend.group, kStates, state);
   T* out = static_cast<T*>(p.out) + (int64_t(token) * p.heads + attend.first_head) * D;
   const int64_t pair = int64_t(token) * gridDim.y + blockIdx.y;
   float* parts = p.scratch + pair * p.parts * G * (D + 2);
   for (int i = threadIdx.x; i < attend.group * D; i += kThreads) {
     const int h = i / D, d = i % D;
-    float most = -1e30f, sum = 0, total = 0;
-    for (int n = 0; n < kStates; ++n) most = fmaxf(most, states[h][n][D]);
-    for (int n = 0; n < kStates; ++n) {
-      const float factor = power2(states[h][n][D] - most);
-      sum += factor * states[h][n][d], total += factor * states[h][n][D + 1];
-    }
+    const float sum = factors.sum(h, d, kStates, state), total = factors.total[h];
     if (used == 1) {
       out[i] = T(total > 0 ? sum / total : 0.0f);
       continue;
     }
     float* mine = parts + (part * G + h) * (D + 2);
     mine[d] = sum;
-    if (d == 0) mine[D] = most, mine[D + 1] = total;
+    if (d == 0) mine[D] = factors.most[h], mine[D + 1] = total;
   }
   if (used == 1) return;
   __shared__ bool is_last;
@@ -187,16 +206,21 @@ __global__ void __launch_bounds__(kThreads) attend_kernel(const Heads p) {
   __syncthreads();
   if (!is_last) return;
   __threadfence();
+  // Written by other blocks: not to be read through this multiprocessor's own cache.
+  const auto other = [&](int h, int n) -> const volatile float* {
+    return parts + (n * G + h) * (D + 2);
+  };
+  factors.find(attend.group, used, other);
   for (int i = threadIdx.x; i < attend.group * D; i += kThreads) {
-    const Mixed all = mix(parts + i / D * (D + 2), used, G * (D + 2), D, i % D);
-    out[i] = T(all.total > 0 ? all.sum / all.total : 0.0f);
+    const float total = factors.total[i / D];
+    out[i] = T(total > 0 ? factors.sum(i / D, i % D, used, other) / total : 0.0f);
   }
   if (threadIdx.x == 0) arrived[pair] = 0;
 }
 
 int heads_together(const Paged& p) {
   const int64_t group = p.heads / p.kv_heads;
-  return group == 1 ? 1 : group <= 4 ? 4 : 8;
+  return group == 1 ? 1 : group == 2 ? 2 : 4;
 }
 
 int64_t pairs(const Paged& p) {
@@ -224,10 +248,10 @@ void of_group(const Paged& p, cudaStream_t stream) {
   const int together = heads_together(p);
   if (together == 1)
     run<T, D, 1>(p, stream);
-  else if (together == 4)
-    run<T, D, 4>(p, stream);
+  else if (together == 2)
+    run<T, D, 2>(p, stream);
   else
-    run<T, D, 8>(p, stream);
+    run<T, D, 4>(p, stream);
 }
 
 template <class T>

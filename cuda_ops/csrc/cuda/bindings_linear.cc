@@ -37,7 +37,6 @@ Operands checked(const Tensor& x, const Tensor& weight, const paddle::optional<T
   const auto format = static_cast<Format>(number);
   const int64_t rows = x.shape()[0], in = x.shape()[1];
   PD_CHECK(in % 16 == 0, "qinfer_cuda_linear: the inputs must be a multiple of 16, not ", in);
-  PD_CHECK(out <= kMostChannels, "qinfer_cuda_linear: too many outputs: ", out);
   PD_CHECK(format != Format::kInt4 || in % 64 == 0, "qinfer_cuda_linear: int4 needs groups of 64");
   const int64_t size = format == Format::kInt4 ? int4_bytes(out, in) : out * in;
   PD_CHECK(weight.dtype() == held_as(format, x.dtype()) && weight.numel() == size,
@@ -51,24 +50,24 @@ Operands checked(const Tensor& x, const Tensor& weight, const paddle::optional<T
           stream_of(x)};
 }
 
+// Above so many rows cuBLASLt is faster, unpacking of weights included (benchmarks/gpu/NOTES.md).
+int64_t most_streamed(Format format) {
+  if (!has_matmul()) return INT64_MAX;
+  return format == Format::kInt8 ? kStreamRows : 16;
+}
+
 // Rows by 64 at a time.
 void stream_rows(const Operands& o, const void* x, const float* x_scale, Tensor& y) {
   for (int64_t row = 0; row < o.rows; row += kStreamRows) {
-    Product p{static_cast<const uint16_t*>(x) + row * o.in,
+    const Product p{static_cast<const uint16_t*>(x) + row * o.in,
               o.weight.data(),
               o.scale ? floats(*o.scale, "qinfer_cuda_linear: scale") : nullptr,
               x_scale ? x_scale + row : nullptr,
               o.bias ? o.bias->data() : nullptr,
               static_cast<uint16_t*>(y.data()) + row * o.out,
-              nullptr,
               std::min(kStreamRows, o.rows - row),
               o.in,
               o.out};
-    Tensor scratch;
-    if (const int64_t size = product_scratch(o.type, o.format, p)) {
-      scratch = output({size}, DataType::FLOAT32, o.x);
-      p.scratch = scratch.data<float>();
-    }
     product(o.type, o.format, p, o.stream);
   }
 }
@@ -93,7 +92,6 @@ Product whole(const Operands& o, const void* x, const void* weight, Tensor& y) {
           nullptr,
           o.bias ? o.bias->data() : nullptr,
           y.data(),
-          nullptr,
           o.rows,
           o.in,
           o.out};
@@ -101,7 +99,7 @@ Product whole(const Operands& o, const void* x, const void* weight, Tensor& y) {
 
 void multiply_e4m3(const Operands& o, Tensor& y, const Workspace& workspace) {
   Tensor scale = output({o.rows}, DataType::FLOAT32, o.x);
-  if (o.rows > kStreamRows && has_matmul()) {
+  if (o.rows > most_streamed(o.format)) {
     void* bytes = workspace(o.rows * o.in);
     quantise_rows(o.type, o.x.data(), bytes, scale.data<float>(), true, o.rows, o.in, o.stream);
     Product p = whole(o, bytes, o.weight.data(), y);
@@ -122,7 +120,7 @@ std::vector<Tensor> linear(const Tensor& x, const Tensor& weight,
   const Workspace workspace = std::ref(spaces);
   if (o.format == Format::kE4M3) {
     multiply_e4m3(o, y, workspace);
-  } else if (o.rows <= kStreamRows || !has_matmul()) {
+  } else if (o.rows <= most_streamed(o.format)) {
     stream_rows(o, x.data(), nullptr, y);
   } else if (o.format == Format::kPlain) {
     matmul(o.type, whole(o, x.data(), weight.data(), y), workspace, o.stream);

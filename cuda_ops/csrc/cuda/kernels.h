@@ -67,11 +67,8 @@ struct Product {
   const float* x_scale;  // [rows] or null
   const void* bias;      // [out] or null
   void* y;
-  float* scratch;  // product_scratch(...) floats
   int64_t rows, in, out;
 };
-constexpr int64_t kMostChannels = 16 << 16;
-int64_t product_scratch(Type type, Format format, const Product& p);
 void product(Type type, Format format, const Product& p, cudaStream_t stream);
 
 int64_t int4_bytes(int64_t out, int64_t in);
