@@ -75,12 +75,22 @@ def prepare_paddle(device: str = "cpu") -> None:
             remedy="Load the model before anything imports paddle, or call "
             'qinfer.core.device.prepare_paddle("gpu") first.',
         )
+    os.environ[GPU_PLUGIN] = gpu_builder().device_folder(TerminalProgress().note)
+    os.environ.setdefault("GLOG_minloglevel", "2")  # Paddle tells of each library it opens
+    # The cards are numbered as the driver's tools show them.
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+
+
+def gpu_builder() -> Any:
+    """The module that builds what a GPU needs: it has ``device_folder(progress)``, the folder with
+    the plugin for Paddle, and ``plan_operators(architectures)``, an ``OperatorBuild``.
+    """
     for found in entry_points(group="qinfer.devices", name="gpu"):
-        os.environ[GPU_PLUGIN] = found.load()(TerminalProgress().note)
-        # Paddle tells of each library it opens.
-        os.environ.setdefault("GLOG_minloglevel", "2")
-        # The cards are numbered as the driver's tools show them.
-        os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+        return found.load()
+    raise Unsupported(
+        "this installation of qinfer does not say how to build the GPU operators",
+        remedy="Install it again (in a clone: pip install -e .).",
+    )
 
 
 GPU_PLUGIN = "CUSTOM_DEVICE_ROOT"
@@ -157,7 +167,7 @@ def _open_card(found: list[Card], index: int) -> DeviceInfo:
         name=card.name,
         memory_total=card.memory_total,
         memory_free=card.memory_free,
-        features=frozenset({"sm_{}{}".format(*card.capability)}),
+        features=frozenset({f"sm_{card.capability[0]}{card.capability[1]}"}),
         compute_dtypes=("bfloat16", "float16"),
     )
 

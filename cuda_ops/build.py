@@ -149,6 +149,7 @@ def _link(plan: Build, target: tuple[str, ...], objects: list[Path], library: Pa
             "-shared",
             *target,
             *map(str, objects),
+            *shared_runtime(plan.compiler),
             *(f"-L{place}" for place in places),
             *(f"-l:{name}" for name in there),
             *(() if OPENMP in there else ("-fopenmp",)),  # Paddle without MKL: the compiler's own
@@ -157,6 +158,16 @@ def _link(plan: Build, target: tuple[str, ...], objects: list[Path], library: Pa
             str(library),
         ]
     )
+
+
+def shared_runtime(compiler: str) -> list[str]:
+    """The C++ library to link first: the shared one, where the compiler has a file of its name.
+
+    Where only the static one is set up for linking, a library gets a copy of its own, whose
+    streams are not initialised: every error message crashed the process.
+    """
+    found = run_compiler([compiler, "-print-file-name=libstdc++.so.6"]).stdout.strip()
+    return [found] if Path(found).is_absolute() else []
 
 
 def checked(command: list[str]) -> None:

@@ -16,7 +16,8 @@ from qinfer.core.machine import cuda_compiler, cxx_compiler, usable_cores
 from qinfer.core.nvidia import cards
 from qinfer.core.paths import cache_dir
 from qinfer.core.store import is_intact, make_once
-from qinfer.cuda_ops.build import PADDLE_LIBRARIES, checked, run_compiler
+from qinfer.core.types import OperatorBuild
+from qinfer.cuda_ops.build import PADDLE_LIBRARIES, checked, run_compiler, shared_runtime
 
 HERE = Path(__file__).parent
 KERNELS = HERE / "csrc" / "cuda"
@@ -130,7 +131,7 @@ def _architectures(given: Sequence[str]) -> tuple[str, ...]:
             f"unknown architecture {wrong[0]!r}",
             remedy="Give the compute capability without its point, such as 90 for an H100.",
         )
-    found = given or {"{}{}".format(*card.capability) for card in cards()}
+    found = given or {f"{card.capability[0]}{card.capability[1]}" for card in cards()}
     if not found:
         raise Unsupported(
             "no NVIDIA card is found here to build the GPU operators for",
@@ -192,7 +193,8 @@ def _includes(plan: CudaBuild) -> list[str]:
 
 def _runtime(plan: CudaBuild) -> list[str]:
     folders = [plan.cuda / "lib64", plan.cuda / "lib"]
-    return [*(f"-L{p}" for p in folders), "-lcudart_static", "-lpthread", "-ldl", "-lrt"]
+    links = [*(f"-L{p}" for p in folders), "-lcudart_static", "-lpthread", "-ldl", "-lrt"]
+    return [*shared_runtime(plan.compiler), *links]
 
 
 def _compile_plugin(plan: CudaBuild, folder: Path) -> None:
@@ -242,10 +244,21 @@ def _compile_operators(plan: CudaBuild, folder: Path) -> None:
 
 
 def device_folder(progress: Callable[[str], None] | None) -> str:
-    """Build what a run on a GPU needs; the folder for CUSTOM_DEVICE_ROOT.
-
-    For the entry-point group ``qinfer.devices``: called before Paddle is imported.
+    """Build what a run on a GPU needs; the folder for CUSTOM_DEVICE_ROOT. Called before Paddle is
+    imported, through the entry-point group ``qinfer.devices``.
     """
     plan = plan_cuda()
     build_cuda(plan, progress)
     return str(plan.device)
+
+
+def plan_operators(
+    architectures: Sequence[str], progress: Callable[[str], None] | None
+) -> OperatorBuild:
+    """What ``qinfer build-ops --device gpu`` and ``qinfer doctor`` work with."""
+    plan = plan_cuda(architectures)
+    return OperatorBuild(
+        library=plan.library,
+        is_built=plan.is_built,
+        build=lambda force: build_cuda(plan, progress, force=force),
+    )

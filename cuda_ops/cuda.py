@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import paddle
-from numpy.typing import NDArray
 from paddle import Tensor
 
 from qinfer.core.errors import Unsupported
@@ -95,14 +94,15 @@ def choose_on_card(
     if (params.temperature == 0).all():
         chosen = _argmax(edited)
     else:
-        given: tuple[NDArray[np.float32], ...] = (
-            params.temperature,
-            params.top_k,
-            params.top_p,
-            params.min_p,
-            params.uniform,
+        chosen = _sample(
+            edited,
+            paddle.to_tensor(params.temperature),
+            paddle.to_tensor(params.top_k),
+            paddle.to_tensor(params.top_p),
+            paddle.to_tensor(params.min_p),
+            paddle.to_tensor(params.uniform),
+            0,
         )
-        chosen = _sample(edited, *map(paddle.to_tensor, given), 0)
     wanted = params.num_logprobs
     return chosen, None if wanted < 0 else _token_logprobs(logits, chosen, wanted)
 

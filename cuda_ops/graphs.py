@@ -52,7 +52,8 @@ class Card:
         self.call("pin", ctypes.byref(block), ctypes.c_size_t(size))
         buffer = (ctypes.c_uint8 * size).from_address(block.value or 0)
         weakref.finalize(buffer, self.call, "unpin", block).atexit = False
-        return np.frombuffer(buffer, np.uint8)
+        pinned: NDArray[np.uint8] = np.ctypeslib.as_array(buffer)
+        return pinned
 
     def usage(self) -> tuple[int, int, int]:
         """Bytes that recordings use now, the most they did, and free ones kept."""

@@ -76,7 +76,12 @@ def attention(card: Any, rng: Any) -> None:
             placed = [place(part) for part in rest]
 
             def run(caches: Any = caches, queries: Any = queries, placed: Any = placed) -> Any:
-                return [ops.paged_attention(queries, LayerCache(keys=pair[0], values=pair[1]), *placed, 0.1) for pair in caches]
+                return [
+                    ops.paged_attention(
+                        queries, LayerCache(keys=pair[0], values=pair[1]), *placed, 0.1
+                    )
+                    for pair in caches
+                ]
 
             run()
             card.wait()

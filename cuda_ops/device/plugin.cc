@@ -158,9 +158,10 @@ C_Status allocate(const C_Device device, void** block, size_t bytes) {
   if (why != cudaSuccess) {
     size_t free = 0, total = 0;
     cudaMemGetInfo(&free, &total);
-    throw std::runtime_error("CUDA: allocating " + std::to_string(bytes >> 20) + " MiB of memory on gpu:" +
-                             std::to_string(device->id) + ", which has " +
-                             std::to_string(free >> 20) + " of " + std::to_string(total >> 20) +
+    throw std::runtime_error("CUDA: allocating " + std::to_string(bytes >> 20) +
+                             " MiB of memory on gpu:" + std::to_string(device->id) +
+                             ", which has " + std::to_string(free >> 20) + " of " +
+                             std::to_string(total >> 20) +
                              " MiB free, failed: " + cudaGetErrorString(why));
   }
   return C_SUCCESS;

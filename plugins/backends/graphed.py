@@ -38,8 +38,10 @@ class GraphRunner:
     ) -> None:
         """``max_blocks``: the most blocks a sequence can have; ``most``: the most sequences."""
         shape = [cache.num_blocks, cache.block_size, cache.num_kv_heads, cache.head_dim]
-        part = lambda: empty(shape, cache.dtype, card.index)  # noqa: E731
-        self.cache = [LayerCache(keys=part(), values=part()) for _ in range(cache.num_layers)]
+        self.cache = []
+        for _ in range(cache.num_layers):
+            keys, values = (empty(shape, cache.dtype, card.index) for _ in range(2))
+            self.cache.append(LayerCache(keys=keys, values=values))
         self.model: Model | None = model
         self.card, self.max_blocks, self.note = card, max_blocks, note
         self.sizes = sizes_up_to(most)
@@ -123,7 +125,8 @@ class DecodeGraph:
         _, tokens = self.graph.replay()
         self.card.copy(self.answer.ctypes.data, tokens.data_ptr(), self.answer.nbytes)
         self.card.wait()
-        return self.answer[: len(batch.token_ids)].copy()
+        found: NDArray[np.int64] = self.answer[: len(batch.token_ids)].copy()
+        return found
 
 
 @dataclass(frozen=True)
@@ -201,7 +204,7 @@ def _padded(sampling: SamplingInput, size: int) -> SamplingInput:
     """With further rows, which are greedy."""
     names: Sequence[str] = ("temperature", "top_k", "top_p", "min_p", "uniform")
     missing = size - len(sampling.temperature)
-    padded = {name: np.pad(getattr(sampling, name), (0, missing)) for name in names}
+    padded: dict[str, Any] = {name: np.pad(getattr(sampling, name), (0, missing)) for name in names}
     return replace(sampling, **padded)
 
 

@@ -23,7 +23,6 @@ class Stepper:
     ) -> None:
         """``prompt_tokens``: of each sequence; some models rotate long prompts differently."""
         from qinfer.core.device import place
-
         from qinfer.core.rotary import first_row
         from qinfer.core.types import LayerCache
 

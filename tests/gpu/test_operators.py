@@ -58,7 +58,8 @@ def test_rotary_kv_write(dtype, heads, kv_heads, dim, rng):
     qkv = rounded(rng.normal(size=(6, (heads + 2 * kv_heads) * dim)), dtype)
     caches = [card(rounded(np.full((3, BLOCK, kv_heads, dim), 9), dtype)) for _ in range(2)]
     queries = ops.rotary_kv_write(
-        card(qkv), card(rotary_table(4096, dim, 1e6)),
+        card(qkv),
+        card(rotary_table(4096, dim, 1e6)),
         card(positions),
         LayerCache(keys=caches[0], values=caches[1]),
         card(slots),
@@ -140,7 +141,14 @@ def test_attention_of_a_sequence_that_is_not_there_is_zero(rng):
     starts, lengths = np.array([0, 1, 2], np.int32), np.array([5, 0], np.int32)
     tables = np.concatenate([tables, tables])
     got = back(
-        ops.paged_attention(queries, LayerCache(keys=caches[0], values=caches[1]), card(starts), card(lengths), card(tables), 0.1)
+        ops.paged_attention(
+            queries,
+            LayerCache(keys=caches[0], values=caches[1]),
+            card(starts),
+            card(lengths),
+            card(tables),
+            0.1,
+        )
     )
     assert (got[1] == 0).all()
     assert (got[0] != 0).any()

@@ -274,10 +274,22 @@ void of_dim(const Paged& p, cudaStream_t stream) {
 
 Heads heads_of(const Paged& p, int parts) {
   constexpr float kLog2E = 1.4426950408889634f;
-  return {p.queries, p.keys, p.values, p.starts, p.lengths, p.tables, p.out, p.scratch,
-          static_cast<int>(p.tokens), static_cast<int>(p.sequences), static_cast<int>(p.width),
-          static_cast<int>(p.block_size), static_cast<int>(p.heads),
-          static_cast<int>(p.kv_heads), parts, p.scale * kLog2E};
+  return {p.queries,
+          p.keys,
+          p.values,
+          p.starts,
+          p.lengths,
+          p.tables,
+          p.out,
+          p.scratch,
+          static_cast<int>(p.tokens),
+          static_cast<int>(p.sequences),
+          static_cast<int>(p.width),
+          static_cast<int>(p.block_size),
+          static_cast<int>(p.heads),
+          static_cast<int>(p.kv_heads),
+          parts,
+          p.scale * kLog2E};
 }
 
 bool attention_knows(int64_t dim) {

@@ -122,8 +122,8 @@ std::vector<Tensor> attention(const Tensor& queries, const Tensor& keys, const T
 
 std::vector<Tensor> best(const Tensor& logits) {
   Tensor out = output({logits.shape()[0]}, DataType::INT64, logits);
-  cuda::argmax(floats(logits, "qinfer_cuda_argmax: logits"), out.data<int64_t>(),
-               logits.shape()[0], logits.shape()[1], stream_of(logits));
+  cuda::argmax(floats(logits, "qinfer_cuda_argmax: logits"), out.data<int64_t>(), logits.shape()[0],
+               logits.shape()[1], stream_of(logits));
   return {out};
 }
 

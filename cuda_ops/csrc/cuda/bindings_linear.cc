@@ -46,8 +46,9 @@ Operands checked(const Tensor& x, const Tensor& weight, const paddle::optional<T
   const int64_t scales = format == Format::kInt4 ? out * (in / 64) : out;
   PD_CHECK((format == Format::kPlain) == !scale && (!scale || scale->numel() == scales),
            "qinfer_cuda_linear: the scale has another size");
-  return {x,  weight, scale, bias, format, rows, in, out, type_of(x, "qinfer_cuda_linear: x"),
-          stream_of(x)};
+  return {
+      x,           weight, scale, bias, format, rows, in, out, type_of(x, "qinfer_cuda_linear: x"),
+      stream_of(x)};
 }
 
 // Above so many rows cuBLASLt is faster, unpacking of weights included (benchmarks/gpu/NOTES.md).
@@ -60,14 +61,14 @@ int64_t most_streamed(Format format) {
 void stream_rows(const Operands& o, const void* x, const float* x_scale, Tensor& y) {
   for (int64_t row = 0; row < o.rows; row += kStreamRows) {
     const Product p{static_cast<const uint16_t*>(x) + row * o.in,
-              o.weight.data(),
-              o.scale ? floats(*o.scale, "qinfer_cuda_linear: scale") : nullptr,
-              x_scale ? x_scale + row : nullptr,
-              o.bias ? o.bias->data() : nullptr,
-              static_cast<uint16_t*>(y.data()) + row * o.out,
-              std::min(kStreamRows, o.rows - row),
-              o.in,
-              o.out};
+                    o.weight.data(),
+                    o.scale ? floats(*o.scale, "qinfer_cuda_linear: scale") : nullptr,
+                    x_scale ? x_scale + row : nullptr,
+                    o.bias ? o.bias->data() : nullptr,
+                    static_cast<uint16_t*>(y.data()) + row * o.out,
+                    std::min(kStreamRows, o.rows - row),
+                    o.in,
+                    o.out};
     product(o.type, o.format, p, o.stream);
   }
 }

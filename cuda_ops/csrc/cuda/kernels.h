@@ -8,7 +8,7 @@
 
 namespace qinfer::cuda {
 
-enum class Type { kBF16, kF16 };                   // what activations are computed in
+enum class Type { kBF16, kF16 };                    // what activations are computed in
 enum class Format { kPlain, kInt8, kE4M3, kInt4 };  // how a weight is held; kPlain: as Type
 
 void check(cudaError_t code, const char* what);
@@ -20,8 +20,7 @@ bool is_hopper();       // compute capability 9.0 or above: programmatic depende
 // reads row 0: padding of a batch may hold anything.
 void gather_rows(const void* table, const int64_t* rows, void* out, int64_t count, int64_t limit,
                  int64_t bytes, cudaStream_t stream);
-void silu_gate(Type type, const void* x, void* y, int64_t rows, int64_t width,
-               cudaStream_t stream);
+void silu_gate(Type type, const void* x, void* y, int64_t rows, int64_t width, cudaStream_t stream);
 void to_float32(Type type, const void* x, float* y, int64_t count, cudaStream_t stream);
 
 // y = norm(x + residual) * weight, total = x + residual; residual and total null: y = norm(x).
@@ -30,13 +29,13 @@ void rms_norm(Type type, const void* x, const void* residual, const void* weight
 
 // A negative slot is not written: such a token is padding.
 struct Rotary {
-  const void* qkv;        // [tokens, (heads + 2 kv_heads) dim]
-  const float* table;     // [positions, 2 dim]: cos twice, then -sin, sin
-  const int64_t* at;      // [tokens]
-  const int64_t* slots;   // [tokens]
-  void* keys;             // [slots, kv_heads, dim]
+  const void* qkv;       // [tokens, (heads + 2 kv_heads) dim]
+  const float* table;    // [positions, 2 dim]: cos twice, then -sin, sin
+  const int64_t* at;     // [tokens]
+  const int64_t* slots;  // [tokens]
+  void* keys;            // [slots, kv_heads, dim]
   void* values;
-  void* queries;          // [tokens, heads, dim]
+  void* queries;  // [tokens, heads, dim]
   int64_t tokens, heads, kv_heads, dim;
 };
 void rotary_kv_write(Type type, const Rotary& r, cudaStream_t stream);

@@ -141,8 +141,7 @@ struct Stream {
     add_some<0, 4>(from, words, low);
     add_some<4, 4>(from, words, high);
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-      to[i] += low[i] * scales[i / 2][0] + high[i] * scales[i / 2][1];
+    for (int i = 0; i < 4; ++i) to[i] += low[i] * scales[i / 2][0] + high[i] * scales[i / 2][1];
   }
 
   __device__ __forceinline__ void run() {

@@ -60,10 +60,10 @@ struct Plan {
   void search() {
     cublasLtMatmulPreference_t preference;
     checked(cublasLtMatmulPreferenceCreate(&preference), "preparing a search");
-    checked(cublasLtMatmulPreferenceSetAttribute(preference,
-                                                 CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                                                 &kWorkspace, sizeof kWorkspace),
-            "preparing a search");
+    checked(
+        cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                                             &kWorkspace, sizeof kWorkspace),
+        "preparing a search");
     cublasLtMatmulHeuristicResult_t result = {};
     int count = 0;
     const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle(), product, w, x, y, y,

@@ -7,7 +7,7 @@ namespace qinfer::cuda {
 namespace {
 
 constexpr int kThreads = 1024, kWarps = kThreads / 32;
-constexpr int kBins = 1 << 11;  // a key is looked at in digits of 11, 11 and 10 bits
+constexpr int kBins = 1 << 11;             // a key is looked at in digits of 11, 11 and 10 bits
 constexpr float kUnit = 1099511627776.0f;  // 2^40: a probability's fixed point
 
 // A number that orders as x does.
@@ -265,9 +265,9 @@ void sample(const Sampling& s, cudaStream_t stream) {
 void edit_logits(const float* logits, const int64_t* rows, const int64_t* tokens,
                  const float* scale, const float* bias, float* out, int64_t count, int64_t batch,
                  int64_t width, cudaStream_t stream) {
-  check(cudaMemcpyAsync(out, logits, batch * width * sizeof(float), cudaMemcpyDeviceToDevice,
-                        stream),
-        "copying the logits");
+  check(
+      cudaMemcpyAsync(out, logits, batch * width * sizeof(float), cudaMemcpyDeviceToDevice, stream),
+      "copying the logits");
   if (count)
     launch(edit_kernel, dim3((count + 255) / 256), 256, 0, stream, rows, tokens, scale, bias, out,
            count, width);

@@ -137,9 +137,9 @@ int qinfer_cuda_end(int device, void** graph, size_t* kernels) {
 
 int qinfer_cuda_replay(int device, void* graph) {
   return qinfer::cuda::guarded([&] {
-    qinfer::cuda::check(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph),
-                                        qinfer::cuda::stream_of(device)),
-                        "replaying a step");
+    qinfer::cuda::check(
+        cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph), qinfer::cuda::stream_of(device)),
+        "replaying a step");
   });
 }
 
@@ -160,9 +160,9 @@ int qinfer_cuda_wait(int device) {
 // Queues a copy, either way; memory of the computer should be pinned.
 int qinfer_cuda_copy(int device, void* to, const void* from, size_t bytes) {
   return qinfer::cuda::guarded([&] {
-    qinfer::cuda::check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault,
-                                        qinfer::cuda::stream_of(device)),
-                        "a copy");
+    qinfer::cuda::check(
+        cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, qinfer::cuda::stream_of(device)),
+        "a copy");
   });
 }
 

@@ -78,15 +78,14 @@ __device__ __forceinline__ uint32_t from_nibbles(uint32_t bits);
 template <>
 __device__ __forceinline__ uint32_t from_nibbles<BF16>(uint32_t bits) {
   const uint32_t held = (bits & 0x000f000fu) | 0x43004300u;
-  const __nv_bfloat162 r = __hsub2(*reinterpret_cast<const __nv_bfloat162*>(&held),
-                                   __float2bfloat162_rn(136.0f));
+  const __nv_bfloat162 r =
+      __hsub2(*reinterpret_cast<const __nv_bfloat162*>(&held), __float2bfloat162_rn(136.0f));
   return *reinterpret_cast<const uint32_t*>(&r);
 }
 template <>
 __device__ __forceinline__ uint32_t from_nibbles<F16>(uint32_t bits) {
   const uint32_t held = (bits & 0x000f000fu) | 0x64006400u;
-  const __half2 r =
-      __hsub2(*reinterpret_cast<const __half2*>(&held), __float2half2_rn(1032.0f));
+  const __half2 r = __hsub2(*reinterpret_cast<const __half2*>(&held), __float2half2_rn(1032.0f));
   return *reinterpret_cast<const uint32_t*>(&r);
 }
 
