@@ -192,4 +192,11 @@ def place(array: NDArray[Any], dtype: str = "") -> Array:
         tensor = tensor.astype(dtype)
     if paddle.get_device() == "cpu":
         return tensor
-    return tensor._copy_to(paddle.framework._current_expected_place(), True)
+    try:
+        return tensor._copy_to(paddle.framework._current_expected_place(), True)
+    except (MemoryError, OSError, RuntimeError) as error:
+        size = tensor.size * tensor.element_size() >> 20
+        raise Unsupported(
+            f"{size} MiB of the model do not fit into the GPU's memory: {error}",
+            remedy="Use a smaller model or a --quant scheme, or free memory (see nvidia-smi).",
+        ) from error

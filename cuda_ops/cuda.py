@@ -76,9 +76,16 @@ def load_cuda(library: Path) -> None:
 
 
 def empty(shape: list[int], dtype: str, device: int) -> Tensor:
-    """An uninitialised tensor on a card, made there."""
+    """An uninitialised tensor on a card, made there. Raises Unsupported if it does not fit."""
     carrier = paddle.from_dlpack(np.zeros(1, np.float32)).astype(dtype)  # of the type asked for
-    return _run("qinfer_cuda_empty", carrier, shape, device)[0]
+    try:
+        return _run("qinfer_cuda_empty", carrier, shape, device)[0]
+    except (MemoryError, OSError, RuntimeError) as error:
+        size = int(np.prod(shape, dtype=np.int64)) * carrier.element_size() >> 20
+        raise Unsupported(
+            f"{size} MiB do not fit into the memory of gpu:{device}: {error}",
+            remedy="Lower --kv-cache-memory or --max-model-len, or free memory (see nvidia-smi).",
+        ) from error
 
 
 def choose_on_card(
