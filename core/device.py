@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Mapping
+from importlib.metadata import entry_points
 from typing import Any
 
 import ml_dtypes
@@ -12,8 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qinfer.core.errors import Unsupported, UsageError
-from qinfer.core.machine import cpu_features, cpu_name, is_amd, memory, usable_cores
+from qinfer.core.machine import (
+    cpu_features,
+    cpu_name,
+    cuda_compiler,
+    is_amd,
+    memory,
+    usable_cores,
+)
+from qinfer.core.nvidia import Card, cards
 from qinfer.core.openmp import provide_openmp
+from qinfer.core.progress import TerminalProgress
 from qinfer.core.types import Array, DeviceInfo
 
 _CARRIERS: Mapping[str, type[np.generic]] = {
@@ -23,13 +34,14 @@ _CARRIERS: Mapping[str, type[np.generic]] = {
 """Numpy types that carry the bits of those Paddle knows and numpy does not."""
 
 
-def import_paddle(threads: int = 0) -> Any:
-    """Import Paddle with ``threads`` compute threads (0: one per usable processor).
+def import_paddle(threads: int = 0, device: str = "cpu") -> Any:
+    """Import Paddle with ``threads`` compute threads (0: one per usable processor), to compute on
+    ``device``: "cpu" or "gpu:N".
 
-    Raises Unsupported when it is not installed or does not load. The number of threads holds for
-    the whole process, so the last call decides.
+    Raises Unsupported when it is not installed or does not load. Threads and device hold for the
+    whole process, so the last call decides.
     """
-    prepare_paddle()
+    prepare_paddle(device)
     try:
         with warnings.catch_warnings():
             # Paddle advises on the ccache compiler cache at every import.
@@ -43,16 +55,64 @@ def import_paddle(threads: int = 0) -> Any:
     paddle.disable_signal_handler()  # else it prints a C++ trace on Ctrl-C
     # Paddle computes with one thread by default, and with OMP_NUM_THREADS it prints a warning.
     paddle.base.core.set_num_threads(threads or usable_cores())
+    _choose_device(paddle, device)
     return paddle
 
 
-def prepare_paddle() -> None:
+def prepare_paddle(device: str = "cpu") -> None:
     """What has to be done before Paddle is imported for the first time, by whomever.
 
-    Raises Unsupported where Paddle could not load.
+    For a GPU that is building the plugin through which Paddle reaches it, and saying where it is.
+    Raises Unsupported where Paddle could not load, or not reach the device.
     """
     _wake_mkl()
     provide_openmp()
+    if device.partition(":")[0] != "gpu" or GPU_PLUGIN in os.environ:
+        return
+    if "paddle" in sys.modules:
+        raise Unsupported(
+            "Paddle was imported before qinfer could tell it of the GPU",
+            remedy="Load the model before anything imports paddle, or call "
+            'qinfer.core.device.prepare_paddle("gpu") first.',
+        )
+    os.environ[GPU_PLUGIN] = gpu_builder().device_folder(TerminalProgress().note)
+    os.environ.setdefault("GLOG_minloglevel", "2")  # Paddle tells of each library it opens
+    # The cards are numbered as the driver's tools show them.
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+
+
+def gpu_builder() -> Any:
+    """The module that builds what a GPU needs: it has ``device_folder(progress)``, the folder with
+    the plugin for Paddle, and ``plan_operators(architectures)``, an ``OperatorBuild``.
+    """
+    for found in entry_points(group="qinfer.devices", name="gpu"):
+        return found.load()
+    raise Unsupported(
+        "this installation of qinfer does not say how to build the GPU operators",
+        remedy="Install it again (in a clone: pip install -e .).",
+    )
+
+
+GPU_PLUGIN = "CUSTOM_DEVICE_ROOT"
+"""Environment variable: the folder Paddle loads device plugins from as it is imported."""
+
+GPU_TYPE = "nv"
+"""What the plugin's devices are called in Paddle, whose CPU build knows no "gpu"."""
+
+
+def _choose_device(paddle: Any, device: str) -> None:
+    kind, _, index = device.partition(":")
+    if kind == "cpu":
+        paddle.set_device("cpu")
+        return
+    try:
+        name = "gpu" if paddle.is_compiled_with_cuda() else GPU_TYPE
+        paddle.set_device(f"{name}:{index or 0}")
+    except (RuntimeError, ValueError) as error:
+        raise Unsupported(
+            f"Paddle cannot use the GPU: {error}",
+            remedy="Run qinfer doctor, or use --device cpu.",
+        ) from error
 
 
 def _wake_mkl() -> None:
@@ -69,15 +129,16 @@ def _wake_mkl() -> None:
 
 
 def open_device(name: str) -> DeviceInfo:
-    """The device called ``auto``, ``cpu`` or ``gpu[:N]``, with its memory as it is now."""
-    kind = name.partition(":")[0]
-    if kind not in ("auto", "cpu", "gpu"):
+    """The device called ``auto``, ``cpu`` or ``gpu[:N]``, with its memory as it is now.
+
+    ``auto`` is the first card where there is one and a compiler for it, else the processor.
+    """
+    kind, _, number = name.partition(":")
+    if kind not in ("auto", "cpu", "gpu") or (number and not (kind == "gpu" and number.isdigit())):
         raise UsageError(f"unknown device {name!r}", remedy="Use auto, cpu, gpu or gpu:N.")
-    if kind == "gpu":
-        raise Unsupported(
-            "this version of qinfer computes on the CPU only; GPU operators are in the making",
-            remedy="Use --device cpu (or auto).",
-        )
+    found = [] if kind == "cpu" else cards()
+    if kind == "gpu" or (found and cuda_compiler()):
+        return _open_card(found, int(number or 0))
     total, free = memory()
     return DeviceInfo(
         kind="cpu",
@@ -85,6 +146,29 @@ def open_device(name: str) -> DeviceInfo:
         memory_total=total,
         memory_free=free,
         features=frozenset(cpu_features()),
+    )
+
+
+def _open_card(found: list[Card], index: int) -> DeviceInfo:
+    if not found:
+        raise Unsupported(
+            "there is no NVIDIA card here, or no driver for it",
+            remedy="Check with nvidia-smi and CUDA_VISIBLE_DEVICES, or use --device cpu.",
+        )
+    if index >= len(found):
+        raise UsageError(
+            f"there is no gpu:{index}: {len(found)} of them can be used, from gpu:0 on",
+            remedy="See nvidia-smi and CUDA_VISIBLE_DEVICES.",
+        )
+    card = found[index]
+    return DeviceInfo(
+        kind="gpu",
+        index=index,
+        name=card.name,
+        memory_total=card.memory_total,
+        memory_free=card.memory_free,
+        features=frozenset({f"sm_{card.capability[0]}{card.capability[1]}"}),
+        compute_dtypes=("bfloat16", "float16"),
     )
 
 
@@ -104,4 +188,15 @@ def place(array: NDArray[Any], dtype: str = "") -> Array:
     tensor = paddle.from_dlpack(raw if raw.flags.writeable else raw.copy())
     if carrier is not None:
         tensor = tensor.view(array.dtype.name)
-    return tensor.astype(dtype) if dtype and dtype != array.dtype.name else tensor
+    if dtype and dtype != array.dtype.name:
+        tensor = tensor.astype(dtype)
+    if paddle.get_device() == "cpu":
+        return tensor
+    try:
+        return tensor._copy_to(paddle.framework._current_expected_place(), True)
+    except (MemoryError, OSError, RuntimeError) as error:
+        size = tensor.size * tensor.element_size() >> 20
+        raise Unsupported(
+            f"{size} MiB of the model do not fit into the GPU's memory: {error}",
+            remedy="Use a smaller model or a --quant scheme, or free memory (see nvidia-smi).",
+        ) from error

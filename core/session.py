@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from qinfer.core.discovery import Installed, PluginRecord, discover
-from qinfer.core.errors import BadCheckpoint, UsageError
+from qinfer.core.errors import BadCheckpoint, Unsupported, UsageError
 from qinfer.core.hooks import Hooks
 from qinfer.core.selection import choose_quant, detect_model, open_session, resolve
 from qinfer.core.types import CacheSpec, DeviceInfo, LoadStats, ModelConfig, QuantPlan, RunConfig
@@ -98,19 +98,20 @@ def load_model(run: RunConfig, selected: Selected, folder: Path, progress: Progr
     raw = read_json(folder / "config.json")
     record = selected.model or detect_model(raw, selected.installed)
     device = open_device(run.device)
-    import_paddle(run.threads)
+    import_paddle(run.threads, device.label)
     quant = choose_quant(raw, selected.quant, selected.installed)
     hooks = open_session([record, quant, selected.backend, *selected.observers])
     _check_fit(hooks, raw, record)
-    run = replace(run, model=str(folder), plugin=record.name, quant=quant.name)
+    run = replace(run, model=str(folder), plugin=record.name, quant=quant.name, device=device.label)
     hooks.require_support(device)
     hooks.configure(run)
     generation = generation_config(folder)
     config = with_generation(hooks.read_config(raw), generation)
+    dtype, compute_dtype = choose_dtypes(config.dtype, run.dtype, device)
     config = replace(
         config,
-        dtype=config.dtype if run.dtype == "auto" else run.dtype,
-        compute_dtype=device.compute_dtypes[0],
+        dtype=dtype,
+        compute_dtype=compute_dtype,
         max_position_embeddings=min(
             run.max_model_len or config.max_position_embeddings, config.max_position_embeddings
         ),
@@ -133,6 +134,24 @@ def load_model(run: RunConfig, selected: Selected, folder: Path, progress: Progr
         plan=plan,
         stats=stats,
     )
+
+
+def choose_dtypes(own: str, asked: str, device: DeviceInfo) -> tuple[str, str]:
+    """What parameters are rounded to and what is computed in, from the checkpoint's own dtype and
+    the one asked for. Raises Unsupported for one a GPU does not compute in.
+    """
+    dtype = own if asked == "auto" else asked
+    if device.kind == "cpu":
+        return dtype, device.compute_dtypes[0]
+    if dtype in device.compute_dtypes:
+        return dtype, dtype
+    if asked != "auto":
+        known = " or ".join(device.compute_dtypes)
+        raise Unsupported(
+            f"the GPU operators do not compute in {dtype}",
+            remedy=f"Use --dtype {known}, or --device cpu.",
+        )
+    return device.compute_dtypes[0], device.compute_dtypes[0]
 
 
 @dataclass(frozen=True, kw_only=True)

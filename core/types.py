@@ -54,6 +54,11 @@ class DeviceInfo:
     features: frozenset[str] = frozenset()
     compute_dtypes: tuple[str, ...] = ("float32",)
 
+    @property
+    def label(self) -> str:
+        """The name it is asked for by: "cpu" or "gpu:N"."""
+        return self.kind if self.kind == "cpu" else f"{self.kind}:{self.index}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Support:

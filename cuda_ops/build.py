@@ -73,10 +73,10 @@ def plan_build() -> Build:
     paddle = Path(spec.submodule_search_locations[0])
     target = tuple(os.environ.get(TARGET, "").split()) or NATIVE
     digest = hashlib.sha256((paddle / "version" / "__init__.py").read_bytes())
-    for path in sorted(SOURCES.rglob("*.*")):
+    for path in sorted([SOURCES / BINDINGS, *(SOURCES / "cpu").iterdir()]):
         name = path.relative_to(SOURCES).as_posix()
         digest.update(name.encode() + b"\0" + path.read_bytes())
-    said = _run([compiler, "--version"]).stdout
+    said = run_compiler([compiler, "--version"]).stdout
     digest.update("\0".join((*FLAGS, *target, said, cpu_name(), cpu_flags())).encode())
     folder = cache_dir() / "operators" / digest.hexdigest()[:20]
     return Build(compiler=compiler, target=target, paddle=paddle, folder=folder)
@@ -131,24 +131,25 @@ def _compile(plan: Build, folder: Path) -> None:
 def _target(plan: Build) -> tuple[str, ...]:
     """The plan's, but none where the compiler does not know NATIVE, as some outside x86 don't."""
     check = [plan.compiler, *NATIVE, "-E", "-x", "c++", os.devnull]
-    return () if plan.target == NATIVE and _run(check).returncode else plan.target
+    return () if plan.target == NATIVE and run_compiler(check).returncode else plan.target
 
 
 def _object(command: list[str], source: Path, folder: Path) -> Path:
     target = folder / f"{source.stem}.o"
-    _checked([*command, "-c", str(source), "-o", str(target)])
+    checked([*command, "-c", str(source), "-o", str(target)])
     return target
 
 
 def _link(plan: Build, target: tuple[str, ...], objects: list[Path], library: Path) -> None:
     places = (plan.paddle / "base", plan.paddle / "libs")
     there = [n for n in (*PADDLE_LIBRARIES, OPENMP) if any((p / n).exists() for p in places)]
-    _checked(
+    checked(
         [
             plan.compiler,
             "-shared",
             *target,
             *map(str, objects),
+            *shared_runtime(plan.compiler),
             *(f"-L{place}" for place in places),
             *(f"-l:{name}" for name in there),
             *(() if OPENMP in there else ("-fopenmp",)),  # Paddle without MKL: the compiler's own
@@ -159,8 +160,19 @@ def _link(plan: Build, target: tuple[str, ...], objects: list[Path], library: Pa
     )
 
 
-def _checked(command: list[str]) -> None:
-    done = _run(command)
+def shared_runtime(compiler: str) -> list[str]:
+    """The C++ library to link first: the shared one, where the compiler has a file of its name.
+
+    Where only the static one is set up for linking, a library gets a copy of its own, whose
+    streams are not initialised: every error message crashed the process.
+    """
+    found = run_compiler([compiler, "-print-file-name=libstdc++.so.6"]).stdout.strip()
+    return [found] if Path(found).is_absolute() else []
+
+
+def checked(command: list[str]) -> None:
+    """Run a compiler; raises Unsupported with its words if it fails."""
+    done = run_compiler(command)
     if done.returncode == 0:
         return
     words = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
@@ -173,7 +185,8 @@ def _checked(command: list[str]) -> None:
     )
 
 
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+def run_compiler(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a compiler and keep what it says; raises Unsupported where it cannot be run."""
     environment = {**os.environ, "LC_ALL": "C"}
     try:
         return subprocess.run(

@@ -5,9 +5,21 @@ import zlib
 import numpy as np
 import pytest
 
-from qinfer.core.device import prepare_paddle
+from qinfer.core.device import import_paddle
+from qinfer.core.machine import cuda_compiler
+from qinfer.core.nvidia import cards
 
-prepare_paddle()  # before any test imports Paddle, as the session does
+# Before any test imports Paddle, as the session does; the tests in tests/gpu change the device.
+if cards() and cuda_compiler():
+    import_paddle(device="gpu")
+import_paddle()
+
+
+@pytest.fixture(autouse=True)
+def on_processor(request, monkeypatch):
+    """``--device auto`` is the processor, but for the tests that need a card."""
+    if "/gpu/" not in request.path.as_posix():
+        monkeypatch.setattr("qinfer.core.device.cards", list)
 
 
 @pytest.fixture

@@ -15,7 +15,9 @@ import click
 from qinfer.core import machine
 from qinfer.core.check import check_all
 from qinfer.core.cli.doctor_paddle import (
+    GIB,
     LOAD_TIMEOUT,
+    gpu_findings,
     installed,
     operator_findings,
     paddle_findings,
@@ -24,8 +26,6 @@ from qinfer.core.cli.finding import Finding, problem, warning
 from qinfer.core.discovery import discover
 from qinfer.core.errors import Unsupported
 from qinfer.core.paths import cache_dir
-
-GIB = 1 << 30
 
 
 @click.command("doctor")
@@ -149,6 +149,7 @@ EXAMINATIONS = (
     paddle_findings,
     _compilers,
     operator_findings,
+    gpu_findings,
     _cache,
     _demo,
     _plugins,

@@ -9,7 +9,12 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from qinfer.core.child import python_command
+from qinfer.core.cli.build_ops import plan_gpu_operators
 from qinfer.core.cli.finding import Finding, problem, warning
+from qinfer.core.errors import QinferError
+from qinfer.core.nvidia import cards
+
+GIB = 1 << 30
 
 LOAD_TIMEOUT = 120.0
 """Seconds Paddle and each plugin may take to load: a cold disk is slow, a hang is forever."""
@@ -77,6 +82,30 @@ def operator_findings() -> Iterator[Finding]:
     else:
         when = "at first use, which takes about 15 s, or by qinfer build-ops"
         yield Finding(name=name, value=f"not built yet; built {when}")
+
+
+def gpu_findings() -> Iterator[Finding]:
+    """The cards with their driver, and whether the operators for them are built or can be."""
+    found = cards()
+    for card in found:
+        major, minor = card.capability
+        free, total = card.memory_free / GIB, card.memory_total / GIB
+        yield Finding(
+            name=f"gpu:{card.index}",
+            value=f"{card.name}, compute capability {major}.{minor}, {free:.1f} of {total:.1f} GiB "
+            f"free, driver {card.driver}",
+        )
+    if not found:
+        yield Finding(name="gpu", value="no NVIDIA card, or no driver")
+        return
+    try:
+        plan = plan_gpu_operators()
+    except QinferError as error:
+        yield warning("gpu operators", f"cannot be built: {error.message}", error.remedy)
+        return
+    when = "at first use, which takes about a minute, or by qinfer build-ops --device gpu"
+    value = f"built at {plan.library}" if plan.is_built else f"not built yet; built {when}"
+    yield Finding(name="gpu operators", value=value)
 
 
 def installed(name: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import paddle
 
+from qinfer.core.errors import Unsupported
 from qinfer.core.progress import TerminalProgress
 from qinfer.core.protocols import Model
 from qinfer.core.specs import BackendPlugin, hookimpl
@@ -25,8 +26,12 @@ from qinfer.core.types import (
 )
 from qinfer.cuda_ops import ops
 from qinfer.cuda_ops.build import build, plan_build
+from qinfer.cuda_ops.build_cuda import build_cuda, plan_cuda
+from qinfer.cuda_ops.cuda import use_cuda
+from qinfer.cuda_ops.graphs import Card
 from qinfer.cuda_ops.native import use_native
 from qinfer.cuda_ops.record import recorder as operator_recorder
+from qinfer.plugins.backends.graphed import GraphRunner
 from qinfer.plugins.backends.recorded import Logits, RecordedSteps, on_device
 
 
@@ -43,11 +48,18 @@ class Dynamic(BackendPlugin):
 
     def __init__(self) -> None:
         self.operators = ""
+        self.card: Card | None = None
 
     @hookimpl
     def configure(self, run: RunConfig) -> None:
         """Choose the operators' versions; before anything is loaded, as they arrange weights."""
-        self.operators = use_native(require=run.require_kernels, progress=TerminalProgress().note)
+        if run.device.startswith("gpu"):
+            library = build_cuda(plan_cuda(), TerminalProgress().note)
+            self.operators = use_cuda(library)
+            self.card = Card(library, int(run.device.partition(":")[2] or 0))
+        else:
+            note = TerminalProgress().note
+            self.operators = use_native(require=run.require_kernels, progress=note)
 
     @hookimpl
     def report_header(self, run: RunConfig) -> str:
@@ -67,11 +79,22 @@ class Dynamic(BackendPlugin):
     @hookimpl
     def open_runner(
         self, model: Model, config: ModelConfig, cache: CacheSpec, run: RunConfig
-    ) -> DynamicRunner:
+    ) -> DynamicRunner | GraphRunner:
         """Allocate the paged cache and return the runner."""
-        keep_freed_memory()
         blocks = -(-config.max_position_embeddings // cache.block_size)
-        return DynamicRunner(model, cache, max_blocks=min(blocks, cache.num_blocks))
+        most = min(blocks, cache.num_blocks)
+        if self.card is not None:
+            if cache.is_scaled:
+                raise Unsupported(
+                    "the GPU operators do not have quantised KV caches yet",
+                    remedy="Use a scheme that leaves the cache alone, or --device cpu.",
+                )
+            note = TerminalProgress().note
+            return GraphRunner(
+                model, cache, self.card, max_blocks=most, most=run.max_num_seqs, note=note
+            )
+        keep_freed_memory()
+        return DynamicRunner(model, cache, max_blocks=most)
 
 
 class DynamicRunner:

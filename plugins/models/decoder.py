@@ -56,7 +56,8 @@ class _PositionTables:
                 config.head_dim,
                 config.rope_theta,
                 config.rotary_scaling,
-            )
+            ),
+            "float32",
         )
         scales = log_scales(config)
         self.query_scale = None if scales is None else parts.constant(scales)

@@ -22,8 +22,7 @@ class Stepper:
         self, model: Any, config: Any, sequences: int, longest: int, prompt_tokens: int = 0
     ) -> None:
         """``prompt_tokens``: of each sequence; some models rotate long prompts differently."""
-        import paddle
-
+        from qinfer.core.device import place
         from qinfer.core.rotary import first_row
         from qinfer.core.types import LayerCache
 
@@ -35,7 +34,8 @@ class Stepper:
         self.lengths = np.zeros(sequences, np.int32)
         shape = [sequences * blocks, BLOCK_SIZE, config.num_kv_heads, config.head_dim]
         # Slots not yet written hold what an earlier owner left: unmasked, it would show.
-        full = lambda: paddle.full(shape, STALE)  # noqa: E731
+        stale = np.full(shape, STALE, np.float32)
+        full = lambda: place(stale.copy(), config.compute_dtype)  # noqa: E731
         self.cache = [LayerCache(keys=full(), values=full()) for _ in range(config.num_layers)]
 
     def step(self, new: Sequence[Sequence[int]]) -> list[np.ndarray]:

@@ -1,0 +1,173 @@
+"""Decoding and prefill of a random model of a published configuration, against the floor.
+
+python -m benchmarks.gpu.decode qwen2-1.5b --quant none --batch 1x1024 8x512 64x512 --prefill 8192
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+BANDWIDTH = 3.03e12
+"""Bytes a second an H100 80GB reads."""
+
+STEPS = 64
+
+
+def prompt_step(length: int, blocks: np.ndarray[Any, Any], vocabulary: int) -> Any:
+    from qinfer.core.types import StepInput
+
+    at = np.arange(length)
+    rng = np.random.default_rng(length)
+    return StepInput(
+        token_ids=rng.integers(0, vocabulary, length),
+        positions=at,
+        query_starts=np.array([0, length], np.int32),
+        seq_lens=np.array([length], np.int32),
+        slot_mapping=blocks[at // 16].astype(np.int64) * 16 + at % 16,
+        block_tables=blocks[None, : -(-length // 16)].astype(np.int32),
+        logit_rows=np.array([length - 1]),
+    )
+
+
+def decode_step(tokens: Any, lengths: Any, blocks: Any) -> Any:
+    from qinfer.core.types import StepInput
+
+    at = lengths.astype(np.int64)
+    rows = np.arange(len(at))
+    width = int(-(-(at.max() + 1) // 16))
+    return StepInput(
+        token_ids=tokens,
+        positions=at,
+        query_starts=np.arange(len(at) + 1).astype(np.int32),
+        seq_lens=(at + 1).astype(np.int32),
+        slot_mapping=blocks[rows, at // 16].astype(np.int64) * 16 + at % 16,
+        block_tables=blocks[:, :width].astype(np.int32),
+        logit_rows=rows,
+    )
+
+
+def greedy(rows: int) -> Any:
+    from qinfer.core.types import SamplingInput
+
+    none = np.zeros(0)
+    return SamplingInput(
+        temperature=np.zeros(rows, np.float32),
+        top_k=np.zeros(rows, np.int64),
+        top_p=np.ones(rows, np.float32),
+        min_p=np.zeros(rows, np.float32),
+        uniform=np.zeros(rows, np.float32),
+        edit_rows=none.astype(np.int64),
+        edit_tokens=none.astype(np.int64),
+        edit_scale=none.astype(np.float32),
+        edit_bias=none.astype(np.float32),
+    )
+
+
+def decode(runner: Any, config: Any, batch: int, length: int) -> dict[str, float]:
+    """Median milliseconds of a step as the engine sees it, and of a replay on the card alone."""
+    each = -(-(length + STEPS + 8) // 16)
+    blocks = np.arange(batch * each).reshape(batch, each)
+    tokens = np.zeros(batch, np.int64)
+    begin = time.perf_counter()
+    for row in range(batch):
+        step = prompt_step(length, blocks[row], config.vocab_size)
+        tokens[row] = runner.step(step, greedy(1)).token_ids[0]
+    prompts = time.perf_counter() - begin
+    lengths, times = np.full(batch, length), []
+    for _ in range(STEPS):
+        step = decode_step(tokens, lengths, blocks)
+        begin = time.perf_counter()
+        tokens = runner.step(step, greedy(batch)).token_ids
+        times.append(time.perf_counter() - begin)
+        lengths = lengths + 1
+    graph = next(g for size, g in sorted(runner.graphs.items()) if size >= batch)
+    runner.card.wait()
+    begin = time.perf_counter()
+    for _ in range(50):
+        graph.graph.replay()
+    runner.card.wait()
+    alone = (time.perf_counter() - begin) / 50
+    return {
+        "step_ms": statistics.median(times[8:]) * 1e3,
+        "replay_ms": alone * 1e3,
+        "kernels": graph.graph.size,
+        "prompt_ms": prompts / batch * 1e3,
+    }
+
+
+def prefill(runner: Any, config: Any, length: int) -> float:
+    """Median milliseconds of a step with that many tokens of one sequence."""
+    blocks, times = np.arange(-(-length // 16)), []
+    for _ in range(4):
+        begin = time.perf_counter()
+        runner.step(prompt_step(length, blocks, config.vocab_size), greedy(1))
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times[1:]) * 1e3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config")
+    parser.add_argument("--quant", default="none")
+    parser.add_argument("--batch", nargs="*", default=["1x1024", "8x512", "64x512"])
+    parser.add_argument("--prefill", nargs="*", type=int, default=[1024, 8192])
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    from qinfer.core.device import import_paddle, open_device
+
+    device = open_device("gpu")
+    import_paddle(device=device.label)
+    from benchmarks.gpu.random_model import random_model
+    from qinfer.core.types import CacheSpec
+    from qinfer.cuda_ops.build_cuda import build_cuda, plan_cuda
+    from qinfer.cuda_ops.cuda import use_cuda
+    from qinfer.cuda_ops.graphs import Card
+    from qinfer.plugins.backends.graphed import GraphRunner
+
+    library = build_cuda(plan_cuda(), print)
+    use_cuda(library)
+    begin = time.perf_counter()
+    model, config, weights = random_model(options.config, options.quant)
+    print(f"made in {time.perf_counter() - begin:.1f} s", flush=True)
+    cache = CacheSpec(
+        num_layers=config.num_layers,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        dtype="bfloat16",
+        num_blocks=8192,
+    )
+    runner = GraphRunner(
+        model, cache, Card(library, 0), max_blocks=2048, most=64, note=lambda _: None
+    )
+    rows = []
+    for case in options.batch:
+        batch, length = map(int, case.split("x"))
+        per_token = cache.bytes_per_block / cache.block_size
+        floor = (weights + batch * length * per_token) / BANDWIDTH * 1e3
+        found = decode(runner, config, batch, length)
+        rows.append({"case": case, "floor_ms": floor, **found})
+        print(
+            f"{options.config} {options.quant} {case}: floor {floor:.3f} ms, "
+            f"step {found['step_ms']:.3f} ({floor / found['step_ms']:.0%}), "
+            f"replay {found['replay_ms']:.3f} ({floor / found['replay_ms']:.0%}), "
+            f"{found['kernels']} kernels, prompt {found['prompt_ms']:.1f} ms",
+            flush=True,
+        )
+    for length in options.prefill:
+        took = prefill(runner, config, length)
+        rows.append({"case": f"prefill {length}", "ms": took})
+        print(f"{options.config} {options.quant} prefill {length}: {took:.1f} ms", flush=True)
+    if options.out:
+        report = {"config": options.config, "quant": options.quant, "device": device.name}
+        options.out.write_text(json.dumps({**report, "weights": weights, "rows": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

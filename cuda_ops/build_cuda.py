@@ -1,0 +1,264 @@
+"""Compiling the CUDA operators and the device plugin, for the cards that are here."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from qinfer.core.errors import BadCheckpoint, Unsupported, UsageError
+from qinfer.core.machine import cuda_compiler, cxx_compiler, usable_cores
+from qinfer.core.nvidia import cards
+from qinfer.core.paths import cache_dir
+from qinfer.core.store import is_intact, make_once
+from qinfer.core.types import OperatorBuild
+from qinfer.cuda_ops.build import PADDLE_LIBRARIES, checked, run_compiler, shared_runtime
+
+HERE = Path(__file__).parent
+KERNELS = HERE / "csrc" / "cuda"
+PLUGIN = HERE / "device"
+OPERATORS, DEVICE = "libqinfer_cuda.so", "libqinfer_nv.so"
+FLAGS = ("-std=c++17", "-O2", "-fPIC", "-Wno-psabi")
+CUDA_FLAGS = ("-std=c++17", "-O3", "-Xcompiler", "-fPIC")
+LEAST_CUDA = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class CudaBuild:
+    """One way to compile: the tools, the cards' architectures, and where the results are.
+
+    Two folders, because Paddle opens every library in the one that holds the plugin.
+    """
+
+    nvcc: str
+    compiler: str
+    architectures: tuple[str, ...]
+    paddle: Path
+    cuda: Path
+    cublas: tuple[Path, Path] | None
+    operators: Path
+    device: Path
+
+    @property
+    def library(self) -> Path:
+        """The operators, once they have been built."""
+        return self.operators / OPERATORS
+
+    @property
+    def is_built(self) -> bool:
+        """Whether both are there and undamaged."""
+        return is_intact(self.operators, verify=True) and is_intact(self.device, verify=True)
+
+
+def plan_cuda(architectures: Sequence[str] = ()) -> CudaBuild:
+    """What would be built here, and where. Raises Unsupported without nvcc, a C++ compiler, Paddle
+    or, where no ``architectures`` (such as "90") are given, a card.
+    """
+    nvcc, compiler, spec = cuda_compiler(), cxx_compiler(), find_spec("paddle")
+    if nvcc is None:
+        raise Unsupported(
+            "there is no CUDA compiler (nvcc) to build the GPU operators with",
+            remedy="Install the CUDA toolkit 12 or newer and set CUDA_HOME to its folder.",
+        )
+    if compiler is None:
+        raise Unsupported(
+            "there is no C++ compiler to build the GPU operators with",
+            remedy="Install one (Debian, Ubuntu: apt-get install g++) or set CXX.",
+        )
+    if spec is None or not spec.submodule_search_locations:
+        raise Unsupported(
+            "PaddlePaddle is not installed",
+            remedy="Run pip install 'qinfer-paddle[cpu]' (in a clone: pip install '.[cpu]').",
+        )
+    wanted = _architectures(architectures)
+    said = _version(nvcc)
+    paddle, cuda = Path(spec.submodule_search_locations[0]), _toolkit(nvcc)
+    cublas = _cublas(cuda)
+    digest = hashlib.sha256((paddle / "version" / "__init__.py").read_bytes())
+    for path in sorted([*KERNELS.iterdir(), *PLUGIN.iterdir()]):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    tools = (said, run_compiler([compiler, "--version"]).stdout, str(cublas))
+    digest.update("\0".join((*FLAGS, *CUDA_FLAGS, *wanted, *tools)).encode())
+    name = digest.hexdigest()[:20]
+    return CudaBuild(
+        nvcc=nvcc,
+        compiler=compiler,
+        architectures=wanted,
+        paddle=paddle,
+        cuda=cuda,
+        cublas=cublas,
+        operators=cache_dir() / "operators" / f"{name}-cuda",
+        device=cache_dir() / "operators" / f"{name}-nv",
+    )
+
+
+def build_cuda(
+    plan: CudaBuild, progress: Callable[[str], None] | None = None, *, force: bool = False
+) -> Path:
+    """Compile unless that has been done, with ``force`` also then; the operators' path.
+
+    One process at a time compiles, a killed build leaves nothing behind. Raises Unsupported with
+    the compilers' words, or when the cache cannot be written.
+    """
+
+    def operators(folder: Path) -> None:
+        if progress is not None:
+            names = ", ".join(f"sm_{name}" for name in plan.architectures)
+            progress(f"Compiling the GPU operators for {names} (once, about a minute)")
+        _compile_operators(plan, folder)
+
+    try:
+        make_once(
+            plan.device, lambda folder: _compile_plugin(plan, folder), verify=True, force=force
+        )
+        make_once(plan.operators, operators, verify=True, force=force, progress=progress)
+    except BadCheckpoint as error:
+        raise Unsupported(
+            f"the GPU operators cannot be built: {error.message}", remedy=error.remedy
+        ) from error
+    return plan.library
+
+
+def _architectures(given: Sequence[str]) -> tuple[str, ...]:
+    wrong = [name for name in given if not re.fullmatch(r"[1-9]\d{1,2}", name)]
+    if wrong:
+        raise UsageError(
+            f"unknown architecture {wrong[0]!r}",
+            remedy="Give the compute capability without its point, such as 90 for an H100.",
+        )
+    found = given or {f"{card.capability[0]}{card.capability[1]}" for card in cards()}
+    if not found:
+        raise Unsupported(
+            "no NVIDIA card is found here to build the GPU operators for",
+            remedy="Check the driver (nvidia-smi), or name a card with qinfer build-ops --arch.",
+        )
+    old = [name for name in found if int(name) < 80]
+    if old:
+        raise Unsupported(
+            f"the GPU operators need compute capability 8.0 or newer, not {old[0]}",
+            remedy="Use --device cpu, or leave that card out with CUDA_VISIBLE_DEVICES.",
+        )
+    return tuple(sorted(found))
+
+
+def _version(nvcc: str) -> str:
+    said = run_compiler([nvcc, "--version"]).stdout
+    found = re.search(r"release (\d+)", said)
+    if found is None or int(found[1]) < LEAST_CUDA:
+        raise Unsupported(
+            f"{nvcc} is not a CUDA compiler of version {LEAST_CUDA} or newer",
+            remedy="Install the CUDA toolkit 12 or newer and set CUDA_HOME to its folder.",
+        )
+    return said
+
+
+def _toolkit(nvcc: str) -> Path:
+    """The folder of headers and libraries, as nvcc itself finds it: it may be started by a link or
+    a script from elsewhere.
+    """
+    said = run_compiler([nvcc, "--dryrun", "-E", "-x", "cu", os.devnull])
+    found = re.search(r"^#\$ TOP=(.*)$", said.stderr + said.stdout, re.MULTILINE)
+    return Path(found[1].strip() if found else Path(nvcc).parents[1]).resolve()
+
+
+def _cublas(cuda: Path) -> tuple[Path, Path] | None:
+    """Headers of cuBLASLt and the library beside them: the toolkit's, or the pip package's."""
+    folders = [(cuda / "include", cuda / "lib64")]
+    spec = find_spec("nvidia")
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        for root in sorted(Path(place).glob("c*")):  # cu13, cublas
+            folders.append((root / "include", root / "lib"))
+    for include, library in folders:
+        found = sorted(library.glob("libcublasLt.so*")) if library.is_dir() else []
+        if (include / "cublasLt.h").exists() and found:
+            return include, found[0]
+    return None
+
+
+def _includes(plan: CudaBuild) -> list[str]:
+    folder = plan.paddle / "include"
+    return [
+        "-DPADDLE_NO_PYTHON",
+        "-DPADDLE_WITH_CUSTOM_DEVICE",
+        f"-isystem{folder}",
+        f"-isystem{folder / 'third_party'}",
+        f"-isystem{plan.cuda / 'include'}",
+    ]
+
+
+def _runtime(plan: CudaBuild) -> list[str]:
+    folders = [plan.cuda / "lib64", plan.cuda / "lib"]
+    links = [*(f"-L{p}" for p in folders), "-lcudart_static", "-lpthread", "-ldl", "-lrt"]
+    return [*shared_runtime(plan.compiler), *links]
+
+
+def _compile_plugin(plan: CudaBuild, folder: Path) -> None:
+    source, library = PLUGIN / "plugin.cc", folder / DEVICE
+    flags = [*FLAGS, "-fvisibility=hidden", *_includes(plan), "-shared"]
+    checked([plan.compiler, *flags, str(source), "-o", str(library), *_runtime(plan)])
+
+
+def _compile_operators(plan: CudaBuild, folder: Path) -> None:
+    codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in plan.architectures]
+    kernel = [plan.nvcc, *CUDA_FLAGS, *codes, "-ccbin", plan.compiler]
+    binding = [plan.compiler, *FLAGS, *_includes(plan)]
+    links = []
+    if plan.cublas is not None:
+        include, library = plan.cublas
+        binding += ["-DQINFER_CUBLASLT", f"-isystem{include}"]
+        links = [str(library), f"-Wl,-rpath,{library.parent}"]
+    jobs = [(kernel, path) for path in sorted(KERNELS.glob("*.cu"))]
+    jobs += [(binding, path) for path in sorted(KERNELS.glob("*.cc"))]
+
+    def compile_one(job: tuple[list[str], Path]) -> Path:
+        command, source = job
+        target = folder / f"{source.name}.o"
+        checked([*command, "-c", str(source), "-o", str(target)])
+        return target
+
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        objects = list(pool.map(compile_one, jobs))
+    places = (plan.paddle / "base", plan.paddle / "libs")
+    there = [n for n in PADDLE_LIBRARIES if any((p / n).exists() for p in places)]
+    checked(
+        [
+            plan.compiler,
+            "-shared",
+            *map(str, objects),
+            *links,
+            *(f"-L{place}" for place in places),
+            *(f"-l:{name}" for name in there),
+            *_runtime(plan),
+            "-Wl,--allow-shlib-undefined",
+            "-o",
+            str(folder / OPERATORS),
+        ]
+    )
+    for path in objects:
+        path.unlink()
+
+
+def device_folder(progress: Callable[[str], None] | None) -> str:
+    """Build what a run on a GPU needs; the folder for CUSTOM_DEVICE_ROOT. Called before Paddle is
+    imported, through the entry-point group ``qinfer.devices``.
+    """
+    plan = plan_cuda()
+    build_cuda(plan, progress)
+    return str(plan.device)
+
+
+def plan_operators(
+    architectures: Sequence[str], progress: Callable[[str], None] | None
+) -> OperatorBuild:
+    """What ``qinfer build-ops --device gpu`` and ``qinfer doctor`` work with."""
+    plan = plan_cuda(architectures)
+    return OperatorBuild(
+        library=plan.library,
+        is_built=plan.is_built,
+        build=lambda force: build_cuda(plan, progress, force=force),
+    )

@@ -1,0 +1,94 @@
+// The CUDA kernels' launchers: plain pointers, sizes and a stream. No Paddle header is seen here
+// or in a .cu file. Sizes are checked by the bindings; a failed launch throws std::runtime_error
+// with CUDA's own words.
+#pragma once
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+namespace qinfer::cuda {
+
+enum class Type { kBF16, kF16 };                    // what activations are computed in
+enum class Format { kPlain, kInt8, kE4M3, kInt4 };  // how a weight is held; kPlain: as Type
+
+void check(cudaError_t code, const char* what);
+constexpr int kMostDevices = 64;
+int multiprocessors();  // of the current device
+bool is_hopper();       // compute capability 9.0 or above: programmatic dependent launch
+
+// out[i] = table[rows[i]], rows of `bytes` bytes, a multiple of 16. A row that is out of range
+// reads row 0: padding of a batch may hold anything.
+void gather_rows(const void* table, const int64_t* rows, void* out, int64_t count, int64_t limit,
+                 int64_t bytes, cudaStream_t stream);
+void silu_gate(Type type, const void* x, void* y, int64_t rows, int64_t width, cudaStream_t stream);
+void to_float32(Type type, const void* x, float* y, int64_t count, cudaStream_t stream);
+
+// y = norm(x + residual) * weight, total = x + residual; residual and total null: y = norm(x).
+void rms_norm(Type type, const void* x, const void* residual, const void* weight, float eps,
+              void* y, void* total, int64_t rows, int64_t width, cudaStream_t stream);
+
+// A negative slot is not written: such a token is padding.
+struct Rotary {
+  const void* qkv;       // [tokens, (heads + 2 kv_heads) dim]
+  const float* table;    // [positions, 2 dim]: cos twice, then -sin, sin
+  const int64_t* at;     // [tokens]
+  const int64_t* slots;  // [tokens]
+  void* keys;            // [slots, kv_heads, dim]
+  void* values;
+  void* queries;  // [tokens, heads, dim]
+  int64_t tokens, heads, kv_heads, dim;
+};
+void rotary_kv_write(Type type, const Rotary& r, cudaStream_t stream);
+
+struct Paged {
+  const void* queries;  // [tokens, heads, dim]
+  const void* keys;     // [blocks, block_size, kv_heads, dim]
+  const void* values;
+  const int32_t* starts;   // [sequences + 1]
+  const int32_t* lengths;  // [sequences]
+  const int32_t* tables;   // [sequences, width]
+  void* out;               // [tokens, heads, dim]
+  float* scratch;          // attention_scratch(...) floats
+  int64_t tokens, sequences, width, block_size, heads, kv_heads, dim;
+  float scale;
+};
+bool attention_knows(int64_t dim);
+int64_t attention_scratch(const Paged& p);  // floats, from sizes alone
+void paged_attention(Type type, const Paged& p, cudaStream_t stream);
+
+// y[rows, out] = (x[rows, in] W^T) * x_scale[row] * scale[channel] + bias; int4: a scale for each
+// group of 64 inputs. Weights [out, in] as they come, int4 packed by pack_int4. At most 64 rows.
+constexpr int64_t kStreamRows = 64;
+struct Product {
+  const void* x;
+  const void* weight;
+  const float* scale;    // [out]; int4: [out, in / 64]; kPlain: null
+  const float* x_scale;  // [rows] or null
+  const void* bias;      // [out] or null
+  void* y;
+  int64_t rows, in, out;
+};
+void product(Type type, Format format, const Product& p, cudaStream_t stream);
+
+int64_t int4_bytes(int64_t out, int64_t in);
+void pack_int4(const int8_t* weight, uint8_t* packed, int64_t out, int64_t in, cudaStream_t stream);
+// w[out, in] in `type`, scales multiplied in
+void dequantise(Type type, Format format, const void* weight, const float* scale, void* w,
+                int64_t out, int64_t in, cudaStream_t stream);
+// Each row over its scale (absmax / 448), rounded to e4m3: as bytes, or as numbers of `type`.
+void quantise_rows(Type type, const void* x, void* rounded, float* scale, bool as_bytes,
+                   int64_t rows, int64_t width, cudaStream_t stream);
+
+void argmax(const float* logits, int64_t* out, int64_t rows, int64_t width, cudaStream_t stream);
+struct Sampling {
+  const float *logits, *temperature, *top_p, *min_p, *uniform;
+  const int64_t* top_k;
+  int64_t* out;
+  int64_t rows, width;
+};
+void sample(const Sampling& s, cudaStream_t stream);
+void edit_logits(const float* logits, const int64_t* rows, const int64_t* tokens,
+                 const float* scale, const float* bias, float* out, int64_t count, int64_t batch,
+                 int64_t width, cudaStream_t stream);
+
+}  // namespace qinfer::cuda

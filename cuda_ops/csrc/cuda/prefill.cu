@@ -1,0 +1,234 @@
+// Attention of many queries of a sequence at once, after FlashAttention-2 (arXiv:2307.08691):
+// 64 queries of one head a block, keys and values in tiles of 64 through shared memory.
+#include "attention.cuh"
+#include "weights.cuh"
+
+namespace qinfer::cuda {
+namespace {
+
+constexpr int kWarps = 4, kThreads = kWarps * 32, kTile = 64;
+
+__device__ __forceinline__ uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+__device__ __forceinline__ void copy16(void* to, const void* from, bool inside) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+               "r"(inside ? 16 : 0));
+}
+__device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;"); }
+template <int N>
+__device__ __forceinline__ void wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(N));
+}
+__device__ __forceinline__ void load4(uint32_t (&r)[4], const void* from) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(from)));
+}
+__device__ __forceinline__ void load4_turned(uint32_t (&r)[4], const void* from) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(from)));
+}
+
+// A tile of 64 rows of D numbers; the chunks of eight in a row are swapped about, so that eight
+// rows' chunks of one column lie in different banks.
+template <class T, int D>
+__device__ __forceinline__ T* chunk(T* tile, int row, int column) {
+  return tile + row * D + ((column ^ (row & 7)) * 8);
+}
+
+template <class T, int D>
+struct Prefill {
+  const Heads& p;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  int sequence, first, count, head, before;  // `before`: keys before the tile's first query
+  float sum[D / 8][4] = {}, most[2] = {-1e30f, -1e30f}, total[2] = {};
+  uint32_t query[D / 16][4];
+
+  __device__ explicit Prefill(const Heads& heads) : p(heads) {}
+
+  // Which queries this block has; false if none. Sequence s owns tiles from starts[s] / 64 + s.
+  __device__ __forceinline__ bool find() {
+    const int tile = gridDim.x - 1 - blockIdx.x;  // the longest first
+    sequence = search(p.sequences, tile, [&](int s) { return p.starts[s] / kTile + s; });
+    const int start = p.starts[sequence], end = p.starts[sequence + 1];
+    first = start + (tile - start / kTile - sequence) * kTile;
+    count = min(kTile, end - first);
+    head = blockIdx.y;
+    before = p.lengths[sequence] - (end - first);
+    return count > 0;
+  }
+
+  __device__ __forceinline__ void fetch_queries(T* tile) {
+    const T* from = static_cast<const T*>(p.queries);
+    for (int i = threadIdx.x; i < kTile * D / 8; i += kThreads) {
+      const int row = i / (D / 8), column = i % (D / 8);
+      const int64_t at = (int64_t(first + min(row, count - 1)) * p.heads + head) * D + column * 8;
+      copy16(chunk<T, D>(tile, row, column), from + at, row < count);
+    }
+  }
+
+  __device__ __forceinline__ void fetch(T* tile, const void* cache, int key, int keys) {
+    const int32_t* table = p.tables + int64_t(sequence) * p.width;
+    const int kv = head / (p.heads / p.kv_heads);
+    for (int i = threadIdx.x; i < kTile * D / 8; i += kThreads) {
+      const int row = i / (D / 8), column = i % (D / 8);
+      const int at = min(key + row, keys - 1);
+      const int64_t slot = int64_t(table[at / p.block_size]) * p.block_size + at % p.block_size;
+      copy16(chunk<T, D>(tile, row, column),
+             static_cast<const T*>(cache) + (slot * p.kv_heads + kv) * D + column * 8,
+             key + row < keys);
+    }
+  }
+
+  __device__ __forceinline__ void take_queries(T* tile) {
+#pragma unroll
+    for (int k = 0; k < D / 16; ++k)
+      load4(query[k], chunk<T, D>(tile, warp * 16 + lane % 16, 2 * k + lane / 16));
+  }
+
+  __device__ __forceinline__ void scores(T* keys, float (&s)[8][4]) {
+#pragma unroll
+    for (int k = 0; k < D / 16; ++k)
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        uint32_t b[4];
+        load4(b, chunk<T, D>(keys, n * 16 + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
+        multiply<T>(s[2 * n], query[k], b[0], b[1]);
+        multiply<T>(s[2 * n + 1], query[k], b[2], b[3]);
+      }
+  }
+
+  // Scores to weights, with the running maximum; what was added up so far is scaled along.
+  __device__ __forceinline__ void soften(float (&s)[8][4], int key) {
+    const int row = warp * 16 + lane / 4;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int last = before + row + half * 8;  // the last key this row sees
+      float top = most[half];
+#pragma unroll
+      for (int n = 0; n < 8; ++n)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          float& x = s[n][half * 2 + i];
+          x = key + n * 8 + lane % 4 * 2 + i <= last ? x * p.scale : -1e30f;
+          top = fmaxf(top, x);
+        }
+      top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
+      top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
+      const float old = exp2f(most[half] - top);
+      most[half] = top, total[half] *= old;
+#pragma unroll
+      for (int d = 0; d < D / 8; ++d) sum[d][half * 2] *= old, sum[d][half * 2 + 1] *= old;
+#pragma unroll
+      for (int n = 0; n < 8; ++n)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          float& x = s[n][half * 2 + i];
+          x = exp2f(x - top);
+          total[half] += x;
+        }
+    }
+  }
+
+  __device__ __forceinline__ void mix(T* values, const float (&s)[8][4]) {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      const uint32_t a[4] = {pack<T>(s[2 * k][0], s[2 * k][1]), pack<T>(s[2 * k][2], s[2 * k][3]),
+                             pack<T>(s[2 * k + 1][0], s[2 * k + 1][1]),
+                             pack<T>(s[2 * k + 1][2], s[2 * k + 1][3])};
+#pragma unroll
+      for (int d = 0; d < D / 16; ++d) {
+        uint32_t b[4];
+        load4_turned(b, chunk<T, D>(values, k * 16 + lane % 16, 2 * d + lane / 16));
+        multiply<T>(sum[2 * d], a, b[0], b[1]);
+        multiply<T>(sum[2 * d + 1], a, b[2], b[3]);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void store() {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float all = total[half];
+      all += __shfl_xor_sync(0xffffffffu, all, 1);
+      all += __shfl_xor_sync(0xffffffffu, all, 2);
+      const int row = warp * 16 + lane / 4 + half * 8;
+      if (row >= count) continue;
+      T* to = static_cast<T*>(p.out) + (int64_t(first + row) * p.heads + head) * D + lane % 4 * 2;
+#pragma unroll
+      for (int d = 0; d < D / 8; ++d)
+        *reinterpret_cast<uint32_t*>(to + d * 8) =
+            pack<T>(sum[d][half * 2] / all, sum[d][half * 2 + 1] / all);
+    }
+  }
+};
+
+template <class T, int D>
+__global__ void __launch_bounds__(kThreads) prefill_kernel(const Heads p) {
+  extern __shared__ __align__(16) unsigned char memory[];
+  T* tiles = reinterpret_cast<T*>(memory);  // keys, values, keys, values; queries at first
+  constexpr int kSize = kTile * D;
+  let_next_start();
+  wait_for_previous();
+  Prefill<T, D> own(p);
+  if (!own.find()) return;
+  const int keys = own.before + own.count;  // that the last query of the tile sees
+  own.fetch_queries(tiles + 2 * kSize);
+  commit();
+  own.fetch(tiles, p.keys, 0, keys);
+  own.fetch(tiles + kSize, p.values, 0, keys);
+  commit();
+  wait<1>();
+  __syncthreads();
+  own.take_queries(tiles + 2 * kSize);
+  for (int key = 0, turn = 0; key < keys; key += kTile, turn ^= 1) {
+    __syncthreads();  // the other pair of tiles has been read by all
+    T* other = tiles + (turn ^ 1) * 2 * kSize;
+    if (key + kTile < keys) {
+      own.fetch(other, p.keys, key + kTile, keys);
+      own.fetch(other + kSize, p.values, key + kTile, keys);
+    }
+    commit();
+    wait<1>();
+    __syncthreads();
+    T* now = tiles + turn * 2 * kSize;
+    float s[8][4] = {};
+    own.scores(now, s);
+    own.soften(s, key);
+    own.mix(now + kSize, s);
+  }
+  own.store();
+}
+
+template <class T, int D>
+void run(const Paged& p, cudaStream_t stream) {
+  constexpr size_t kShared = 4 * kTile * D * sizeof(T);
+  check(cudaFuncSetAttribute(prefill_kernel<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             kShared),
+        "raising a kernel's shared memory");
+  const dim3 grid(p.tokens / kTile + p.sequences, p.heads);
+  launch(prefill_kernel<T, D>, grid, kThreads, kShared, stream, heads_of(p, 1));
+}
+
+template <class T>
+void of_dim(const Paged& p, cudaStream_t stream) {
+  if (p.dim == 64)
+    run<T, 64>(p, stream);
+  else
+    run<T, 128>(p, stream);
+}
+
+}  // namespace
+
+bool prefill_knows(int64_t dim) { return dim == 64 || dim == 128; }
+
+void prefill(Type type, const Paged& p, cudaStream_t stream) {
+  if (type == Type::kBF16)
+    of_dim<BF16>(p, stream);
+  else
+    of_dim<F16>(p, stream);
+}
+
+}  // namespace qinfer::cuda

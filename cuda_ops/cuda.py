@@ -1,0 +1,257 @@
+"""The CUDA versions of the operators: kernels of csrc/cuda behind the contracts of the table.
+
+Activations are bfloat16 or float16. A weight stays [out, in] as it comes, int4 excepted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import Tensor
+
+from qinfer.core.errors import Unsupported
+from qinfer.core.types import LayerCache, SamplingInput
+from qinfer.cuda_ops import ops
+from qinfer.cuda_ops.record import set_recorder
+from qinfer.cuda_ops.table import REFERENCE, TABLE, use
+
+CUDA = "cuda"
+
+PLAIN, INT8, E4M3, INT4 = range(4)
+"""Weight formats, as csrc/cuda/kernels.h counts them."""
+
+_loaded: set[Path] = set()
+_run = paddle._C_ops._run_custom_op
+
+
+def use_cuda(library: Path) -> str:
+    """Switch the table to the CUDA operators of a built library; returns a line saying so."""
+    load_cuda(library)
+    set_recorder(None)  # CUDA graphs have a runner of their own
+    for name in use(CUDA):
+        TABLE[name].run = _refusal(name)
+    return "operators: CUDA, compiled for this card"
+
+
+def load_cuda(library: Path) -> None:
+    """Register a built library's operators with Paddle and enter them into the table."""
+    if library in _loaded:
+        return
+    from paddle.utils.cpp_extension.extension_utils import load_op_meta_info_and_register_op
+
+    try:
+        load_op_meta_info_and_register_op(str(library))
+    except (OSError, RuntimeError) as error:
+        raise Unsupported(
+            f"the GPU operators do not load: {error}",
+            remedy="Run qinfer build-ops --device gpu --force.",
+        ) from error
+    _loaded.add(library)
+    versions = {
+        ops.arrange: _arrange,
+        ops.arrange_int4: _arrange_int4,
+        ops.linear: _linear,
+        ops.linear_int8: _linear_int8,
+        ops.linear_fp8: _linear_fp8,
+        ops.linear_int4: _linear_int4,
+        ops.rotary_kv_write: _rotary_kv_write,
+        ops.paged_attention: _paged_attention,
+        ops.silu_gate: _silu_gate,
+        ops.rms_norm: _rms_norm,
+        ops.add_rms_norm: _add_rms_norm,
+        ops.embed: _embed,
+        ops.take_rows: _take_rows,
+        ops.to_float32: _to_float32,
+        ops.argmax: _argmax,
+        ops.edit_logits: _edit_logits,
+        ops.sample: _sample,
+        ops.token_logprobs: _token_logprobs,
+    }
+    for operator, version in versions.items():
+        operator.versions[CUDA] = version  # type: ignore[attr-defined]
+
+
+def empty(shape: list[int], dtype: str, device: int) -> Tensor:
+    """An uninitialised tensor on a card, made there. Raises Unsupported if it does not fit."""
+    carrier = paddle.from_dlpack(np.zeros(1, np.float32)).astype(dtype)  # of the type asked for
+    try:
+        return _run("qinfer_cuda_empty", carrier, shape, device)[0]
+    except (MemoryError, OSError, RuntimeError) as error:
+        size = int(np.prod(shape, dtype=np.int64)) * carrier.element_size() >> 20
+        raise Unsupported(
+            f"{size} MiB do not fit into the memory of gpu:{device}: {error}",
+            remedy="Lower --kv-cache-memory or --max-model-len, or free memory (see nvidia-smi).",
+        ) from error
+
+
+def choose_on_card(
+    logits: Tensor, params: SamplingInput
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None]:
+    """As ``ops.choose_tokens``, without a way over the computer's memory; greedy rows are the
+    sampling kernel's own case of temperature 0.
+    """
+    edited = logits
+    if params.edit_rows.shape[0]:
+        edits = (params.edit_rows, params.edit_tokens, params.edit_scale, params.edit_bias)
+        edited = _edit_logits(logits, *map(paddle.to_tensor, edits))
+    if (params.temperature == 0).all():
+        chosen = _argmax(edited)
+    else:
+        chosen = _sample(
+            edited,
+            paddle.to_tensor(params.temperature),
+            paddle.to_tensor(params.top_k),
+            paddle.to_tensor(params.top_p),
+            paddle.to_tensor(params.min_p),
+            paddle.to_tensor(params.uniform),
+            0,
+        )
+    wanted = params.num_logprobs
+    return chosen, None if wanted < 0 else _token_logprobs(logits, chosen, wanted)
+
+
+def _arrange(weight: Tensor, dtype: str) -> Tensor:
+    return weight
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: str, out: int) -> Tensor:
+    return _run("qinfer_cuda_linear", x, weight, None, bias, PLAIN, out)[0]
+
+
+def _linear_int8(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    return _run("qinfer_cuda_linear", x, weight, scale, bias, INT8, scale.shape[0])[0]
+
+
+def _linear_fp8(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    return _run("qinfer_cuda_linear", x, weight, scale, bias, E4M3, scale.shape[0])[0]
+
+
+def _arrange_int4(weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Two weights a byte, in the order of the matrix instruction (csrc/cuda/weights.cuh)."""
+    return _run("qinfer_cuda_pack_int4", weight)[0], scale
+
+
+def _linear_int4(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out: int) -> Tensor:
+    return _run("qinfer_cuda_linear", x, weight, scale, bias, INT4, out)[0]
+
+
+def _rotary_kv_write(
+    qkv: Tensor,
+    rotary: Tensor,
+    positions: Tensor,
+    cache: LayerCache,
+    slot_mapping: Tensor,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    eps: float = 0.0,
+    query_scale: Tensor | None = None,
+) -> Tensor:
+    if q_norm is not None or k_norm is not None:
+        raise _missing("norms of each head")
+    if query_scale is not None:
+        raise _missing("queries scaled by position")
+    if cache.key_scales is not None:
+        raise _missing("quantised KV caches")
+    return _run(
+        "qinfer_cuda_rotary_kv_write",
+        qkv,
+        rotary,
+        positions,
+        slot_mapping,
+        cache.keys,
+        cache.values,
+    )[0]
+
+
+def _paged_attention(
+    queries: Tensor,
+    cache: LayerCache,
+    query_starts: Tensor,
+    seq_lens: Tensor,
+    block_tables: Tensor,
+    scale: float,
+    window: int = 0,
+) -> Tensor:
+    if window:
+        raise _missing("sliding windows")
+    return _run(
+        "qinfer_cuda_paged_attention",
+        queries,
+        cache.keys,
+        cache.values,
+        query_starts,
+        seq_lens,
+        block_tables,
+        scale,
+    )[0]
+
+
+def _missing(what: str) -> Unsupported:
+    return Unsupported(
+        f"the GPU operators do not have {what} yet", remedy="Use --device cpu for this model."
+    )
+
+
+def _refusal(name: str) -> Callable[..., Any]:
+    """A stand-in: Paddle would compute the reference on the processor without a word."""
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise _missing(f"the operator {name}")
+
+    return refuse
+
+
+def _silu_gate(x: Tensor) -> Tensor:
+    return _run("qinfer_cuda_silu_gate", x)[0]
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return _run("qinfer_cuda_rms_norm", x, weight, eps)[0]
+
+
+def _add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    normed, total = _run("qinfer_cuda_add_rms_norm", x, residual, weight, eps)
+    return normed, total
+
+
+def _embed(token_ids: Tensor, table: Tensor, dtype: str) -> Tensor:
+    return _run("qinfer_cuda_gather", table, token_ids)[0]
+
+
+def _take_rows(x: Tensor, rows: Tensor) -> Tensor:
+    return _run("qinfer_cuda_gather", x, rows)[0]
+
+
+def _to_float32(x: Tensor) -> Tensor:
+    return _run("qinfer_cuda_to_float32", x)[0]
+
+
+def _argmax(logits: Tensor) -> Tensor:
+    return _run("qinfer_cuda_argmax", logits)[0]
+
+
+def _edit_logits(
+    logits: Tensor, rows: Tensor, tokens: Tensor, scale: Tensor, bias: Tensor
+) -> Tensor:
+    return _run("qinfer_cuda_edit_logits", logits, rows, tokens, scale, bias)[0]
+
+
+def _sample(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    uniform: Tensor,
+    shortlist: int,
+) -> Tensor:
+    return _run("qinfer_cuda_sample", logits, temperature, top_k, top_p, min_p, uniform)[0]
+
+
+def _token_logprobs(logits: Tensor, chosen: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """On the processor: asked for seldom, and Paddle has no such operators on this device."""
+    return ops.token_logprobs.versions[REFERENCE](logits.cpu(), chosen.cpu(), count)

@@ -1,0 +1,98 @@
+"""The CUDA products in each weight format, against float64 over the same quantised values."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from gpu.tools import DTYPES, ROUNDING, back, card, error, rounded
+from qinfer.cuda_ops import ops
+
+E4M3 = ml_dtypes.float8_e4m3fn
+ROWS = [1, 3, 8, 9, 16, 17, 32, 40, 64, 65, 200]
+SHAPES = [(64, 77), (896, 1152), (4864, 896), (1536, 16), (128, 9000)]
+
+
+@pytest.fixture(params=SHAPES, ids=lambda s: "x".join(map(str, s)))
+def shape(request):
+    return request.param
+
+
+def inputs(rng, rows, width, dtype):
+    return rounded(rng.normal(size=(rows, width)), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", ROWS)
+def test_linear(dtype, rows, shape, rng):
+    x, weight = inputs(rng, rows, shape[0], dtype), inputs(rng, shape[1], shape[0], dtype)
+    bias = inputs(rng, 1, shape[1], dtype)[0]
+    for given in (bias, None):
+        added = None if given is None else card(given)
+        got = ops.linear(card(x), ops.arrange(card(weight), dtype), added, dtype, shape[1])
+        expected = x.astype(np.float64) @ weight.T.astype(np.float64)
+        expected += 0 if given is None else given.astype(np.float64)
+        assert error(back(got), expected) < ROUNDING[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", ROWS)
+def test_linear_int8(dtype, rows, shape, rng):
+    x, bias = inputs(rng, rows, shape[0], dtype), inputs(rng, 1, shape[1], dtype)[0]
+    weight = rng.integers(-127, 128, (shape[1], shape[0])).astype(np.int8)
+    scale = rng.uniform(1e-3, 1e-2, shape[1]).astype(np.float32)
+    got = ops.linear_int8(card(x), ops.arrange(card(weight), dtype), card(scale), card(bias))
+    expected = x.astype(np.float64) @ weight.T.astype(np.float64) * scale + bias.astype(np.float64)
+    assert error(back(got), expected) < ROUNDING[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", ROWS)
+def test_linear_int4(dtype, rows, shape, rng):
+    x, bias = inputs(rng, rows, shape[0], dtype), inputs(rng, 1, shape[1], dtype)[0]
+    weight = rng.integers(-8, 8, (shape[1], shape[0])).astype(np.int8)
+    scale = rng.uniform(1e-2, 1e-1, (shape[1], shape[0] // 64)).astype(np.float32)
+    arranged, scales = ops.arrange_int4(card(weight), card(scale))
+    got = ops.linear_int4(card(x), arranged, scales, card(bias), shape[1])
+    whole = weight * np.repeat(scale.astype(np.float64), 64, axis=1)
+    expected = x.astype(np.float64) @ whole.T + bias.astype(np.float64)
+    assert error(back(got), expected) < ROUNDING[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", ROWS)
+def test_linear_fp8(dtype, rows, shape, rng):
+    x, bias = inputs(rng, rows, shape[0], dtype), inputs(rng, 1, shape[1], dtype)[0]
+    x[0, 3] = 50  # an outlier, so that one token's small values fall among the subnormals
+    weight = (rng.normal(size=(shape[1], shape[0])) * 40).clip(-448, 448).astype(E4M3)
+    scale = rng.uniform(1e-4, 1e-3, shape[1]).astype(np.float32)
+    got = ops.linear_fp8(card(x), ops.arrange(card(weight), dtype), card(scale), card(bias))
+    wide = x.astype(np.float32)
+    step = np.abs(wide).max(axis=1, keepdims=True) / np.float32(448)
+    coarse = np.clip(wide / step, -448, 448).astype(E4M3).astype(np.float64)
+    expected = coarse @ weight.T.astype(np.float64) * step * scale + bias.astype(np.float64)
+    assert error(back(got), expected) < ROUNDING[dtype]
+
+
+def test_every_e4m3_code_is_read_as_it_is(rng):
+    codes = np.arange(256, dtype=np.uint8).view(E4M3)
+    finite = np.isfinite(codes.astype(np.float32))
+    weight = np.zeros((256, 64), E4M3)
+    weight[:, 5] = np.where(finite, codes, 0)
+    x = np.zeros((1, 64), np.float32)
+    x[0, 5] = 448  # a scale of one
+    got = ops.linear_fp8(
+        card(rounded(x, "bfloat16")), card(weight), card(np.ones(256, np.float32)), None
+    )
+    expected = np.where(finite, codes.astype(np.float32), 0) * 448
+    np.testing.assert_allclose(back(got)[0], expected, rtol=4e-3)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 8])
+def test_a_product_gives_the_same_bits_again(rows, rng):
+    """Parts of a sum that were read before they were written would differ now and then."""
+    x = card(inputs(rng, rows, 4864, "bfloat16"))
+    weight = card(inputs(rng, 896, 4864, "bfloat16"))
+    first = back(ops.linear(x, weight, None, "bfloat16", 896))
+    for _ in range(200):
+        again = back(ops.linear(x, weight, None, "bfloat16", 896))
+        np.testing.assert_array_equal(again, first)

@@ -1,0 +1,29 @@
+"""Arrays to the card and back, and how far results may be off."""
+
+import ml_dtypes
+import numpy as np
+import paddle
+
+from qinfer.core.device import place
+
+DTYPES = ["bfloat16", "float16"]
+ROUNDING = {"bfloat16": 4e-3, "float16": 6e-4}
+"""Relative error (of norms) that results rounded once or twice stay below."""
+
+
+def rounded(array, dtype):
+    return np.ascontiguousarray(array).astype(getattr(ml_dtypes, dtype, dtype))
+
+
+def card(array):
+    return place(np.ascontiguousarray(array))
+
+
+def back(tensor):
+    host = tensor.cpu()
+    return (host.astype("float32") if host.dtype != paddle.float32 else host).numpy()
+
+
+def error(got, expected):
+    assert np.isfinite(got).all()
+    return np.linalg.norm(got - expected) / np.linalg.norm(expected)
