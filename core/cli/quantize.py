@@ -25,7 +25,7 @@ HOW, OUTPUT = "Quantisation", "Output"
         help="a8w8, fp8, wint8 or wint4.")  # fmt: skip
 @option(HOW, "--method", metavar="NAME", default="",
         help="smoothquant or awq, and absmax, mse or gptq; two with a plus between. Without it, "
-        "smoothquant+gptq for a8w8 and fp8, gptq for the others.")  # fmt: skip
+        "smoothquant+gptq for a8w8, gptq for the others.")  # fmt: skip
 @option(HOW, "--activations", metavar="NAME", default="",
         help="Scale of activations: token (on the fly) or tensor (from the data).")  # fmt: skip
 @option(HOW, "--group-size", type=int, default=64, show_default=True,

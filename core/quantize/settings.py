@@ -74,7 +74,7 @@ class QuantizeSettings:
     @property
     def methods(self) -> frozenset[str]:
         """The names in ``method``, or what usually serves ``quant`` best."""
-        usual = "smoothquant+gptq" if self.quant in ("a8w8", "fp8") else "gptq"
+        usual = "smoothquant+gptq" if self.quant == "a8w8" else "gptq"
         return frozenset((self.method or usual).split("+"))
 
     @property
