@@ -52,25 +52,35 @@ class Build:
         return is_intact(self.folder, verify=True)
 
 
-def plan_build() -> Build:
-    """What would be built here, and where. Raises Unsupported without a C++ compiler.
-
-    The folder's name is a digest of everything the result depends on: the sources, the flags, the
-    compiler's version, Paddle's version and the processor.
-    """
+def find_compiler(kind: str) -> str:
+    """The C++ compiler; raises Unsupported saying which ``kind`` of operators wants it."""
     compiler = cxx_compiler()
     if compiler is None:
         raise Unsupported(
-            "there is no C++ compiler to build the native operators with",
+            f"there is no C++ compiler to build the {kind} operators with",
             remedy="Install one (Debian, Ubuntu: apt-get install g++) or set CXX.",
         )
+    return compiler
+
+
+def paddle_folder() -> Path:
+    """Where the package is; raises Unsupported where it is not installed."""
     spec = find_spec("paddle")
     if spec is None or not spec.submodule_search_locations:
         raise Unsupported(
             "PaddlePaddle is not installed",
             remedy="Run pip install 'qinfer-paddle[cpu]' (in a clone: pip install '.[cpu]').",
         )
-    paddle = Path(spec.submodule_search_locations[0])
+    return Path(spec.submodule_search_locations[0])
+
+
+def plan_build() -> Build:
+    """What would be built here, and where. Raises Unsupported without a C++ compiler.
+
+    The folder's name is a digest of everything the result depends on: the sources, the flags, the
+    compiler's version, Paddle's version and the processor.
+    """
+    compiler, paddle = find_compiler("native"), paddle_folder()
     target = tuple(os.environ.get(TARGET, "").split()) or NATIVE
     digest = hashlib.sha256((paddle / "version" / "__init__.py").read_bytes())
     for path in sorted([SOURCES / BINDINGS, *(SOURCES / "cpu").iterdir()]):

@@ -12,12 +12,19 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from qinfer.core.errors import BadCheckpoint, Unsupported, UsageError
-from qinfer.core.machine import cuda_compiler, cxx_compiler, usable_cores
+from qinfer.core.machine import cuda_compiler, usable_cores
 from qinfer.core.nvidia import cards
 from qinfer.core.paths import cache_dir
 from qinfer.core.store import is_intact, make_once
 from qinfer.core.types import OperatorBuild
-from qinfer.cuda_ops.build import PADDLE_LIBRARIES, checked, run_compiler, shared_runtime
+from qinfer.cuda_ops.build import (
+    PADDLE_LIBRARIES,
+    checked,
+    find_compiler,
+    paddle_folder,
+    run_compiler,
+    shared_runtime,
+)
 
 HERE = Path(__file__).parent
 KERNELS = HERE / "csrc" / "cuda"
@@ -59,25 +66,16 @@ def plan_cuda(architectures: Sequence[str] = ()) -> CudaBuild:
     """What would be built here, and where. Raises Unsupported without nvcc, a C++ compiler, Paddle
     or, where no ``architectures`` (such as "90") are given, a card.
     """
-    nvcc, compiler, spec = cuda_compiler(), cxx_compiler(), find_spec("paddle")
+    nvcc = cuda_compiler()
     if nvcc is None:
         raise Unsupported(
             "there is no CUDA compiler (nvcc) to build the GPU operators with",
             remedy="Install the CUDA toolkit 12 or newer and set CUDA_HOME to its folder.",
         )
-    if compiler is None:
-        raise Unsupported(
-            "there is no C++ compiler to build the GPU operators with",
-            remedy="Install one (Debian, Ubuntu: apt-get install g++) or set CXX.",
-        )
-    if spec is None or not spec.submodule_search_locations:
-        raise Unsupported(
-            "PaddlePaddle is not installed",
-            remedy="Run pip install 'qinfer-paddle[cpu]' (in a clone: pip install '.[cpu]').",
-        )
+    compiler, paddle = find_compiler("GPU"), paddle_folder()
     wanted = _architectures(architectures)
     said = _version(nvcc)
-    paddle, cuda = Path(spec.submodule_search_locations[0]), _toolkit(nvcc)
+    cuda = _toolkit(nvcc)
     cublas = _cublas(cuda)
     digest = hashlib.sha256((paddle / "version" / "__init__.py").read_bytes())
     for path in sorted([*KERNELS.iterdir(), *PLUGIN.iterdir()]):

@@ -6,13 +6,11 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from qinfer.core.chat import chatml
 from qinfer.core.config import decoder_config, with_experts
-from qinfer.core.decoder_weights import Naming, decoder_linears, decoder_rules
-from qinfer.core.protocols import ModelParts
-from qinfer.core.specs import ModelPlugin, hookimpl
-from qinfer.core.types import LinearSpec, ModelConfig, PluginInfo, WeightRule
-from qinfer.plugins.models.decoder import Decoder
+from qinfer.core.decoder_weights import Naming, decoder_rules
+from qinfer.core.specs import hookimpl
+from qinfer.core.types import ModelConfig, PluginInfo, WeightRule
+from qinfer.plugins.models.qwen2 import Qwen2
 
 DEFAULTS: Mapping[str, Any] = {
     # transformers' Qwen2MoeConfig
@@ -33,7 +31,7 @@ FIXED: Mapping[str, Any] = {
 }
 
 
-class Qwen2Moe(ModelPlugin):
+class Qwen2Moe(Qwen2):
     """Qwen2's attention; the MLP is a shared expert behind a sigmoid and the top k of many."""
 
     info = PluginInfo(
@@ -52,21 +50,6 @@ class Qwen2Moe(ModelPlugin):
         return decoder_config(raw, defaults=DEFAULTS, fixed=FIXED, extend=experts)
 
     @hookimpl
-    def linear_layers(self, config: ModelConfig) -> Sequence[LinearSpec]:
-        """Attention, router, experts and shared expert of each layer; the vocabulary head."""
-        return decoder_linears(config)
-
-    @hookimpl
     def weight_rules(self, config: ModelConfig) -> Sequence[WeightRule]:
         """Hugging Face names first, PaddleNLP's as alternatives."""
         return decoder_rules(config, Naming(), Naming(prefix="qwen2_moe."))
-
-    @hookimpl
-    def build_model(self, config: ModelConfig, parts: ModelParts) -> Decoder:
-        """The decoder, asking for its weights in the order they are used."""
-        return Decoder(config, parts)
-
-    @hookimpl
-    def chat_prompt(self, config: ModelConfig, messages: Sequence[Mapping[str, str]]) -> str:
-        """ChatML with Qwen2's system prompt."""
-        return chatml(messages, default_system="You are a helpful assistant.")

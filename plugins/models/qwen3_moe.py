@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from qinfer.core.chat import chatml
 from qinfer.core.config import decoder_config, with_experts
-from qinfer.core.decoder_weights import Naming, decoder_linears, decoder_rules
-from qinfer.core.protocols import ModelParts
-from qinfer.core.specs import ModelPlugin, hookimpl
-from qinfer.core.types import LinearSpec, ModelConfig, PluginInfo, WeightRule
-from qinfer.plugins.models.decoder import Decoder
+from qinfer.core.specs import hookimpl
+from qinfer.core.types import ModelConfig, PluginInfo
+from qinfer.plugins.models.qwen3 import Qwen3
 
 DEFAULTS: Mapping[str, Any] = {
     # transformers' Qwen3MoeConfig
@@ -30,7 +27,7 @@ FIXED: Mapping[str, Any] = {
 }
 
 
-class Qwen3Moe(ModelPlugin):
+class Qwen3Moe(Qwen3):
     """Norms on each query and key head; the MLP is the top k of many experts."""
 
     info = PluginInfo(
@@ -47,23 +44,3 @@ class Qwen3Moe(ModelPlugin):
         """Translate config.json; raises BadCheckpoint listing every bad key."""
         config = decoder_config(raw, defaults=DEFAULTS, fixed=FIXED, extend=with_experts)
         return replace(config, qk_norm=True)
-
-    @hookimpl
-    def linear_layers(self, config: ModelConfig) -> Sequence[LinearSpec]:
-        """Attention, router and experts of each layer; the vocabulary head."""
-        return decoder_linears(config)
-
-    @hookimpl
-    def weight_rules(self, config: ModelConfig) -> Sequence[WeightRule]:
-        """Hugging Face names, which PaddleNLP uses too."""
-        return decoder_rules(config, Naming())
-
-    @hookimpl
-    def build_model(self, config: ModelConfig, parts: ModelParts) -> Decoder:
-        """The decoder, asking for its weights in the order they are used."""
-        return Decoder(config, parts)
-
-    @hookimpl
-    def chat_prompt(self, config: ModelConfig, messages: Sequence[Mapping[str, str]]) -> str:
-        """ChatML; Qwen3 has no system prompt of its own."""
-        return chatml(messages)
