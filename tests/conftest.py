@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 
+import signal
 import zlib
 
 import numpy as np
@@ -13,6 +14,10 @@ from qinfer.core.nvidia import cards
 if cards() and cuda_compiler():
     import_paddle(device="gpu")
 import_paddle()
+
+# Processes that a test starts and interrupts listen to it, also where a shell started the tests in the
+# background: there an interrupt is ignored, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
