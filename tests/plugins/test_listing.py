@@ -10,6 +10,9 @@ import sys
 
 import pytest
 
+from qinfer.core.check import examine
+from qinfer.core.discovery import discover
+
 
 def test_third_party_plugins_are_listed_without_importing_anything(qinfer):
     done = qinfer("list-plugins", "--json", on="good broken")
@@ -148,3 +151,10 @@ def test_no_plugin_of_a_kind_is_no_error(qinfer):
     done = qinfer("list-plugins", "--kind", "observer")
     assert done.returncode == 0
     assert done.stdout.startswith("KIND")
+
+
+def test_the_built_in_plugins_say_the_same_in_info_and_entry_points():
+    mine = [record for record in discover().plugins if record.dist == "qinfer-paddle"]
+    assert {record.kind for record in mine} == {"model", "quant", "backend"}
+    found = {record.name: examine(record.kind, record.dist, record.name) for record in mine}
+    assert {name: check.problems for name, check in found.items()} == dict.fromkeys(found, ())
