@@ -15,8 +15,8 @@ if cards() and cuda_compiler():
     import_paddle(device="gpu")
 import_paddle()
 
-# Processes that a test starts and interrupts listen to it, also where a shell started the tests in the
-# background: there an interrupt is ignored, and children inherit that.
+# Processes that a test starts and interrupts listen to it, also where a shell started the tests in
+# the background: there an interrupt is ignored, and children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
