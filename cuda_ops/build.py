@@ -17,7 +17,7 @@ from qinfer.core.paths import cache_dir
 from qinfer.core.store import is_intact, make_once
 
 SOURCES = Path(__file__).parent / "csrc"
-BINDINGS = "bindings.cc"
+BINDINGS = "bindings*.cc"
 LIBRARY = "libqinfer_cpu.so"
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fopenmp", "-ffp-contract=fast", "-Wno-psabi")
 """-Wno-psabi: GCC warns that vectors wider than the processor's are passed in another way than an
@@ -83,7 +83,7 @@ def plan_build() -> Build:
     compiler, paddle = find_compiler("native"), paddle_folder()
     target = tuple(os.environ.get(TARGET, "").split()) or NATIVE
     digest = hashlib.sha256((paddle / "version" / "__init__.py").read_bytes())
-    for path in sorted([SOURCES / BINDINGS, *(SOURCES / "cpu").iterdir()]):
+    for path in sorted([*SOURCES.glob("*.*"), *(SOURCES / "cpu").iterdir()]):
         name = path.relative_to(SOURCES).as_posix()
         digest.update(name.encode() + b"\0" + path.read_bytes())
     said = run_compiler([compiler, "--version"]).stdout
@@ -130,7 +130,8 @@ def _compile(plan: Build, folder: Path) -> None:
         f"-I{SOURCES}",
     ]
     kernels = sorted((SOURCES / "cpu").glob("*.cc"))
-    jobs = [(kernel, source) for source in kernels] + [(binding, SOURCES / BINDINGS)]
+    jobs = [(kernel, source) for source in kernels]
+    jobs += [(binding, source) for source in sorted(SOURCES.glob(BINDINGS))]
     with ThreadPoolExecutor(len(jobs)) as pool:
         objects = list(pool.map(lambda job: _object(job[0], job[1], folder), jobs))
     _link(plan, target, objects, folder / LIBRARY)

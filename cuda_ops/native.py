@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,7 @@ FORMATS = {"float32": 0, "float16": 0, "bfloat16": 1, "int8": 2, "float8_e4m3fn"
 is held as float32, which is exact."""
 
 PANEL = 16
-"""Outputs in a panel of a packed weight."""
+"""Outputs that make whole panels of a packed weight, whatever a panel's size here."""
 
 _loaded: set[Path] = set()
 
@@ -97,11 +98,19 @@ def load(library: Path) -> None:
     ops.expert_linear_int4.versions[CPU] = _expert_linear_int4
 
 
+def lanes(library: Path) -> int:
+    """Floats in a register of the processor a library was compiled for.
+
+    So many outputs make a panel of a packed weight, and so many keys lie side by side in the cache.
+    """
+    return int(ctypes.CDLL(str(library)).qinfer_lanes())
+
+
 _run = paddle._C_ops._run_custom_op
 
 
 def _arrange(weight: Tensor, dtype: str) -> Tensor:
-    """Panels of sixteen outputs (csrc/cpu/linear.cc), as bytes."""
+    """Panels of outputs (csrc/cpu/panels.h), as bytes."""
     if weight.dtype == paddle.float16:
         weight = weight.astype("float32")
     return _run("qinfer_pack", weight, FORMATS[str(weight.dtype).removeprefix("paddle.")])[0]
@@ -132,11 +141,9 @@ def _linear_a8w8(
 
 
 def _arrange_int4(weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Panels of sixteen outputs with two weights a byte, and their scales [panels, groups, 16]."""
-    groups, missing = scale.shape[1], -scale.shape[0] % PANEL
-    padded = paddle.concat([scale, paddle.zeros([missing, groups], scale.dtype)])
-    in_panels = padded.reshape([-1, PANEL, groups]).transpose([0, 2, 1]).contiguous()
-    return _run("qinfer_pack", weight, FORMATS["int4"])[0], in_panels
+    """Panels with two weights a byte, and their scales in the order of those."""
+    packed = _run("qinfer_pack", weight, FORMATS["int4"])[0]
+    return packed, _run("qinfer_pack_scales", scale)[0]
 
 
 def _linear_int4(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out: int) -> Tensor:

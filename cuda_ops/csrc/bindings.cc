@@ -1,64 +1,15 @@
 // The CPU operators as Paddle custom operators. Shapes and types are checked here, where they
 // come in; the kernels trust them.
+#include "binding.h"
 #include "cpu/attention.h"
 #include "cpu/experts.h"
 #include "cpu/linear.h"
-#include "cpu/record.h"
 #include "cpu/rows.h"
 #include "cpu/sampling.h"
-#include "paddle/extension.h"
 
-using paddle::DataType;
-using paddle::Tensor;
-using Shape = std::vector<int64_t>;
+using namespace qinfer::binding;
 
 namespace {
-
-constexpr int64_t kFew = 8;  // rows whose small operators one thread does faster than a team
-
-// A tensor for a result; while recording out of the recording's memory.
-Tensor result(const Shape& shape, DataType type, const Tensor& like) {
-  qinfer::Recording* recording = qinfer::recording();
-  if (!recording) return paddle::empty(shape, type, like.place());
-  size_t bytes = phi::SizeOf(type);
-  for (int64_t size : shape) bytes *= size;
-  auto arena = recording->arena;
-  const auto give_back = [arena, bytes](void* memory) { arena->give_back(memory, bytes); };
-  return paddle::from_blob(arena->take(bytes), shape, type, phi::DataLayout::NCHW, like.place(),
-                           give_back);
-}
-
-// Where a tensor's numbers are. A recording keeps what comes from outside alive.
-const void* read(const Tensor& x) {
-  const void* data = x.data();
-  qinfer::Recording* recording = qinfer::recording();
-  if (recording && !recording->arena->owns(data)) recording->held.push_back(x.impl());
-  return data;
-}
-
-template <typename T>
-const T* read(const Tensor& x, DataType type, const char* what) {
-  PD_CHECK(x.dtype() == type, what, " must be ", type);
-  return static_cast<const T*>(read(x));
-}
-
-const float* floats(const Tensor& x, const char* what) {
-  return read<float>(x, DataType::FLOAT32, what);
-}
-
-const float* floats(const paddle::optional<Tensor>& x, const char* what) {
-  return x ? floats(*x, what) : nullptr;
-}
-
-const int32_t* int32s(const Tensor& x, const char* what) {
-  return read<int32_t>(x, DataType::INT32, what);
-}
-
-const int64_t* int64s(const Tensor& x, const char* what) {
-  return read<int64_t>(x, DataType::INT64, what);
-}
-
-float* written(const Tensor& x) { return const_cast<float*>(x.data<float>()); }
 
 // The dtype a weight of that format comes in; int4 as int8 values from -8 to 7.
 DataType source_of(qinfer::Format format) {
@@ -88,15 +39,24 @@ std::vector<Tensor> pack(const Tensor& weight, int64_t number) {
   return {packed};
 }
 
-std::vector<Tensor> linear(const Tensor& x, const Tensor& packed,
-                           const paddle::optional<Tensor>& scale,
-                           const paddle::optional<Tensor>& bias, int64_t format, int64_t out) {
+// Scales [out, groups] in panel order.
+std::vector<Tensor> pack_scales(const Tensor& scale) {
+  PD_CHECK(scale.shape().size() == 2, "qinfer_pack_scales: the scale must be [out, groups]");
+  const int64_t out = scale.shape()[0], groups = scale.shape()[1];
+  Tensor packed =
+      paddle::empty({qinfer::packed_scales(out, groups)}, DataType::FLOAT32, scale.place());
+  qinfer::pack_scales(floats(scale, "the scale"), packed.data<float>(), out, groups);
+  return {packed};
+}
+
+std::vector<Tensor> linear(const Tensor& x, const Tensor& packed, const Optional& scale,
+                           const Optional& bias, int64_t format, int64_t out) {
   const int64_t rows = x.shape()[0], in = x.shape()[1];
   const auto kind = static_cast<qinfer::Format>(format);
   PD_CHECK(packed.numel() == qinfer::packed_bytes(kind, out, in),
            "qinfer_linear: the packed weight does not have this shape");
   PD_CHECK(!bias || bias->numel() == out, "qinfer_linear: the bias must be [out]");
-  const int64_t scales = kind == qinfer::Format::kInt4 ? (out + 15) / 16 * 16 * (in / 64) : out;
+  const int64_t scales = kind == qinfer::Format::kInt4 ? qinfer::packed_scales(out, in / 64) : out;
   PD_CHECK(!scale || scale->numel() == scales, "qinfer_linear: the scale has another size");
   Tensor y = result({rows, out}, DataType::FLOAT32, x);
   qinfer::submit(qinfer::linear(kind, floats(x, "qinfer_linear: x"), read(packed),
@@ -106,8 +66,7 @@ std::vector<Tensor> linear(const Tensor& x, const Tensor& packed,
 }
 
 std::vector<Tensor> linear_a8w8(const Tensor& x, const Tensor& packed, const Tensor& scale,
-                                const paddle::optional<Tensor>& bias,
-                                const paddle::optional<Tensor>& input_scale) {
+                                const Optional& bias, const Optional& input_scale) {
   const int64_t rows = x.shape()[0], in = x.shape()[1], out = scale.numel();
   PD_CHECK(packed.numel() == qinfer::packed_bytes(qinfer::Format::kInt8, out, in),
            "qinfer_linear_a8w8: the packed weight does not have this shape");
@@ -128,8 +87,6 @@ qinfer::CacheType cache_type(DataType type) {
   PD_CHECK(type == DataType::FLOAT32, "qinfer: a cache cannot hold ", type);
   return qinfer::CacheType::kF32;
 }
-
-using Optional = paddle::optional<Tensor>;
 
 qinfer::Cache cache_of(const Tensor& keys, const Tensor& values, const Optional& key_scales,
                        const Optional& value_scales) {
@@ -211,8 +168,8 @@ std::vector<Tensor> silu_gate(const Tensor& x) {
   return {y};
 }
 
-std::vector<Tensor> rms_norm(const Tensor& x, const paddle::optional<Tensor>& residual,
-                             const Tensor& weight, double eps) {
+std::vector<Tensor> rms_norm(const Tensor& x, const Optional& residual, const Tensor& weight,
+                             double eps) {
   const int64_t rows = x.shape()[0], width = x.shape()[1];
   PD_CHECK(weight.numel() == width && (!residual || residual->shape() == x.shape()),
            "qinfer_rms_norm: x and residual must be [rows, width], the weight [width]");
@@ -276,13 +233,12 @@ std::vector<Tensor> route(const Tensor& logits, int64_t top_k, bool normalise) {
   return {weights, experts};
 }
 
-std::vector<Tensor> expert_linear(const Tensor& x, const Tensor& packed,
-                                  const paddle::optional<Tensor>& scale, const Tensor& experts,
-                                  int64_t format, int64_t out) {
+std::vector<Tensor> expert_linear(const Tensor& x, const Tensor& packed, const Optional& scale,
+                                  const Tensor& experts, int64_t format, int64_t out) {
   const int64_t rows = x.shape()[0], in = x.shape()[1], pairs = experts.numel();
   const auto kind = static_cast<qinfer::Format>(format);
   const int64_t each = qinfer::packed_bytes(kind, out, in), count = packed.numel() / each;
-  PD_CHECK(out % 16 == 0 && packed.numel() == count * each,
+  PD_CHECK(out % qinfer::kPanelOutputs == 0 && packed.numel() == count * each,
            "qinfer_expert_linear: the packed weights do not have this shape");
   PD_CHECK(rows > 0 && pairs % rows == 0, "qinfer_expert_linear: rows must divide the pairs");
   const int64_t scales = kind == qinfer::Format::kInt4 ? out * (in / 64) : out;
@@ -294,9 +250,8 @@ std::vector<Tensor> expert_linear(const Tensor& x, const Tensor& packed,
   return {y};
 }
 
-std::vector<Tensor> mix_experts(const Tensor& routed, const Tensor& weights,
-                                const paddle::optional<Tensor>& shared,
-                                const paddle::optional<Tensor>& gate) {
+std::vector<Tensor> mix_experts(const Tensor& routed, const Tensor& weights, const Optional& shared,
+                                const Optional& gate) {
   const int64_t tokens = weights.shape()[0], top_k = weights.shape()[1], width = routed.shape()[1];
   PD_CHECK(routed.shape()[0] == tokens * top_k, "qinfer_mix_experts: a row for each pair");
   PD_CHECK(!shared == !gate &&
@@ -317,6 +272,11 @@ PD_BUILD_OP(qinfer_pack)
     .Outputs({"packed"})
     .Attrs({"format: int64_t"})
     .SetKernelFn(PD_KERNEL(pack));
+
+PD_BUILD_OP(qinfer_pack_scales)
+    .Inputs({"scale"})
+    .Outputs({"packed"})
+    .SetKernelFn(PD_KERNEL(pack_scales));
 
 PD_BUILD_OP(qinfer_linear)
     .Inputs({"x", "packed", paddle::Optional("scale"), paddle::Optional("bias")})

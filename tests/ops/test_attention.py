@@ -7,6 +7,8 @@ from ops import reference64
 from qinfer.core.rotary import rotary_table
 from qinfer.core.types import LayerCache
 from qinfer.cuda_ops import ops
+from qinfer.cuda_ops.build import plan_build
+from qinfer.cuda_ops.native import lanes
 
 BLOCK = 16
 STALE = np.float32(np.nan)
@@ -120,8 +122,9 @@ def test_rotary_kv_write(heads, kv_heads, dim, theta, more, rng, version):
     if more == "scale":
         queries = queries / factors[positions][:, None, None]
     keys, values = cache.keys.numpy(), cache.values.numpy()
-    if version == "cpu" and dim % 16 == 0:  # there a block's keys lie dimension by dimension
-        keys = keys.reshape(3, kv_heads, dim, BLOCK).transpose(0, 3, 1, 2)
+    if version == "cpu" and dim % 16 == 0:  # there keys lie dimension by dimension, in groups
+        width = lanes(plan_build().library)
+        keys = keys.reshape(-1, kv_heads, dim, width).transpose(0, 3, 1, 2)
     keys, values = keys.reshape(-1, kv_heads, dim), values.reshape(-1, kv_heads, dim)
     for t, (position, slot) in enumerate(zip(positions, slots, strict=True)):
         turned = np.stack([reference64.rotate(x, position, theta) for x in split[t]])

@@ -42,7 +42,8 @@ void score(const float* query, const typename Holds::Item* keys, int64_t dim, F3
     for (int i = 0; i < 4; ++i) {
       const F32 key = Holds::read(keys + (d + i) * kLanes);
 #pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) part[r][i] += key * query[r * dim + d + i];
+      for (int r = 0; r < R; ++r)
+        part[r][i] = add_product(part[r][i], key, splat(query[r * dim + d + i]));
     }
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r)
@@ -63,7 +64,8 @@ void mix(const typename Holds::Item* values, int64_t stride, const float* weight
     for (int v = 0; v < V; ++v) {
       const F32 value = Holds::read(values + i * stride + v * kLanes);
 #pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) total[r][v] += value * weights[r * row + i];
+      for (int r = 0; r < R; ++r)
+        total[r][v] = add_product(total[r][v], value, splat(weights[r * row + i]));
     }
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r)

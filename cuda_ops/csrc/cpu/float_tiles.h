@@ -6,46 +6,51 @@
 #pragma once
 
 #include <algorithm>
+#include <vector>
 
 #include "panels.h"
 
 namespace qinfer {
 
+constexpr int kMostSums = kRegisters == 32 ? 24 : 12;
+
+// acc[r][p] += v[p] * x[r][k]. Row by row, so that few of x's numbers are in registers at a time.
+template <int R, int P>
+inline void add_products(F32 (&acc)[R][P], const F32 (&v)[P], const float* const (&x)[R],
+                         int64_t k) {
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+    const F32 one = splat(x[r][k]);
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p) acc[r][p] = add_product(acc[r][p], v[p], one);
+  }
+}
+
 struct F32Weights {
   using X = float;
-  static constexpr int kStep = 1, kTile = 24, kBytes = 64;
+  static constexpr int kStep = 1, kTile = kMostSums, kBytes = 4 * kLanes;
   template <int R, int P>
   static void step(F32 (&acc)[R][P], const float* const (&x)[R], const char* const (&w)[P],
                    int64_t s) {
+    F32 v[P];
 #pragma GCC unroll 16
-    for (int p = 0; p < P; ++p) {
-      const F32 v = load<F32>(w[p] + s * kBytes);
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) acc[r][p] += v * x[r][s];
-    }
+    for (int p = 0; p < P; ++p) v[p] = load<F32>(w[p] + s * kBytes);
+    add_products(acc, v, x, s);
   }
 };
 
 template <typename W, int R, int P>
-void tile(const typename W::X* x, int64_t stride, const char* w, int64_t panel, int64_t steps,
-          F32 (&acc)[R][P]) {
+void run_tile(const Job& job, int64_t row, int64_t p) {
+  const auto* x = reinterpret_cast<const typename W::X*>(job.x) + row * job.x_stride;
   const typename W::X* rows[R];
   const char* panels[P];
 #pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) rows[r] = x + r * stride;
+  for (int r = 0; r < R; ++r) rows[r] = x + r * job.x_stride;
 #pragma GCC unroll 16
-  for (int p = 0; p < P; ++p) panels[p] = w + p * panel;
-  for (auto& row : acc)
-    for (auto& a : row) a = F32{};
+  for (int i = 0; i < P; ++i) panels[i] = job.w + (p + i) * job.panel;
+  F32 acc[R][P] = {};
+  const int64_t steps = divide_up(job.in, W::kStep);
   for (int64_t s = 0; s < steps; ++s) W::template step<R, P>(acc, rows, panels, s);
-}
-
-template <typename W, int R, int P>
-void run_tile(const Job& job, int64_t row, int64_t p) {
-  F32 acc[R][P];
-  const auto* x = reinterpret_cast<const typename W::X*>(job.x) + row * job.x_stride;
-  tile<W, R, P>(x, job.x_stride, job.w + p * job.panel, job.panel, divide_up(job.in, W::kStep),
-                acc);
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
@@ -78,6 +83,24 @@ void run(const Job& job, const Worker& me) {
   me.share(divide_up(job.out, kLanes), [&](int64_t first, int64_t end) {
     if (job.rows < kManyRows) return run_rows<W>(job, first, end);
     for (int64_t p = first; p < end; p += kGroup) run_rows<W>(job, p, std::min(p + kGroup, end));
+  });
+}
+
+// The same with a few panels at a time made float by W::decode, which the float kernel then adds in
+// the same order: for many rows, where decoding once pays.
+template <typename W>
+void run_decoded(const Job& job, const Worker& me) {
+  me.share(divide_up(job.out, kLanes), [&](int64_t first, int64_t end) {
+    const int64_t steps = divide_up(job.in, W::kStep);
+    std::vector<float> decoded(kGroup * steps * W::kStep * kLanes);
+    Job part = job;
+    part.panel = steps * W::kStep * kLanes * sizeof(float);
+    for (int64_t p = first; p < end; p += kGroup) {
+      const int64_t stop = std::min(p + kGroup, end);
+      W::decode(job.w + p * job.panel, decoded.data(), (stop - p) * steps);
+      part.w = reinterpret_cast<const char*>(decoded.data()) - p * part.panel;
+      run_rows<F32Weights>(part, p, stop);
+    }
   });
 }
 

@@ -59,6 +59,17 @@ int64_t packed_bytes(Format format, int64_t out, int64_t in) {
   return divide_up(out, kLanes) * panel_bytes(format, in);
 }
 
+int64_t packed_scales(int64_t out, int64_t groups) {
+  return divide_up(out, kLanes) * kLanes * groups;
+}
+
+void pack_scales(const float* scale, float* packed, int64_t out, int64_t groups) {
+  for (int64_t p = 0; p < divide_up(out, kLanes); ++p)
+    for (int64_t g = 0; g < groups; ++g)
+      for (int64_t o = p * kLanes; o < (p + 1) * kLanes; ++o)
+        *packed++ = o < out ? scale[o * groups + g] : 0;
+}
+
 void pack_weight(Format format, const void* weight, void* packed, int64_t out, int64_t in) {
   const auto* bytes = static_cast<const int8_t*>(weight);
   switch (format) {
@@ -105,3 +116,5 @@ Task expert_linear(Format format, const float* x, const void* packed, const floa
 }
 
 }  // namespace qinfer
+
+extern "C" int64_t qinfer_lanes() { return qinfer::kLanes; }

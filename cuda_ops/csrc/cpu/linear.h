@@ -1,11 +1,15 @@
-// Matrix products y = x W + b over weights packed in panels of sixteen outputs.
+// Matrix products y = x W + b over weights packed in panels of as many outputs as a register has
+// lanes: 4, 8 or 16.
 #pragma once
 
+#include "simd.h"
 #include "team.h"
 
 namespace qinfer {
 
 enum class Format : int { kF32 = 0, kBF16 = 1, kInt8 = 2, kE4M3 = 3, kInt4 = 4 };
+
+constexpr int64_t kPanelOutputs = kLanes;
 
 // Bytes of a packed weight [out, in] of that format.
 int64_t packed_bytes(Format format, int64_t out, int64_t in);
@@ -14,10 +18,15 @@ int64_t packed_bytes(Format format, int64_t out, int64_t in);
 // from -8 to 7, with `in` a multiple of 64).
 void pack_weight(Format format, const void* weight, void* packed, int64_t out, int64_t in);
 
+// Scales [out, groups] of groups of inputs in panel order: [panels, groups, outputs of a panel],
+// and how many numbers that is.
+int64_t packed_scales(int64_t out, int64_t groups);
+void pack_scales(const float* scale, float* packed, int64_t out, int64_t groups);
+
 // x [rows, in] float, y [rows, out] float; bias [out] or null. scale: [out] for int8 and e4m3, for
-// int4 [panels, in / 64, 16]. x is rounded to 16 bits (int8) or e4m3 of its row's largest
-// magnitude, or to 15 bits of the largest in each 64 inputs (int4). A result's bits depend on its
-// row of x alone: not on `rows`, nor on the number of threads.
+// int4 packed ones of 64 inputs. x is rounded to 16 bits (int8) or e4m3 of its row's largest
+// magnitude, or to at least 15 bits of the largest in each 64 inputs (int4). A result's bits depend
+// on its row of x alone: not on `rows`, nor on the number of threads.
 Task linear(Format format, const float* x, const void* packed, const float* scale,
             const float* bias, float* y, int64_t rows, int64_t in, int64_t out);
 

@@ -1,6 +1,5 @@
 // Products of e4m3 weights and activations, which add in float.
 #include <cmath>
-#include <vector>
 
 #include "float_tiles.h"
 
@@ -80,16 +79,18 @@ int64_t place(int o, int i) { return o / 4 * 16 + i / 2 * 8 + o % 4 * 2 + i % 2;
 
 struct Weights {
   using X = float;
-  static constexpr int kStep = 1, kTile = 24, kBytes = 16;
+  static constexpr int kStep = 1, kTile = kMostSums, kBytes = kLanes;
   template <int R, int P>
   static void step(F32 (&acc)[R][P], const float* const (&x)[R], const char* const (&w)[P],
                    int64_t s) {
+    F32 v[P];
 #pragma GCC unroll 16
-    for (int p = 0; p < P; ++p) {
-      const F32 v = decode_e4m3(w[p] + s * kBytes);
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) acc[r][p] += v * x[r][s];
-    }
+    for (int p = 0; p < P; ++p) v[p] = decode_e4m3(w[p] + s * kBytes);
+    add_products(acc, v, x, s);
+  }
+
+  static void decode(const char* from, float* to, int64_t steps) {
+    for (int64_t s = 0; s < steps; ++s) store(to + s * kLanes, decode_e4m3(from + s * kBytes));
   }
 
   static void write(float* to, F32 x) { store(to, x); }
@@ -99,26 +100,8 @@ constexpr float kUnit = 256;  // decode_e4m3 gives values 2^8 smaller
 
 constexpr int64_t kDecodeRows = 32;  // from here on decoding e4m3 weights to float once pays
 
-// With a few panels at a time made float, which the float kernel then adds in the same
-// order.
-void run_decoded(const Job& job, const Worker& me) {
-  me.share(divide_up(job.out, kLanes), [&](int64_t first, int64_t end) {
-    std::vector<float> decoded(kGroup * job.in * kLanes);
-    Job part = job;
-    part.panel = job.in * kLanes * sizeof(float);
-    for (int64_t p = first; p < end; p += kGroup) {
-      const int64_t stop = std::min(p + kGroup, end);
-      const char* from = job.w + p * job.panel;
-      for (int64_t i = 0; i < (stop - p) * job.in; ++i)
-        store(&decoded[i * kLanes], decode_e4m3(from + i * kLanes));
-      part.w = reinterpret_cast<const char*>(decoded.data()) - p * part.panel;
-      run_rows<F32Weights>(part, p, stop);
-    }
-  });
-}
-
 void product(const Job& job, const Worker& me) {
-  job.rows < kDecodeRows ? run<Weights>(job, me) : run_decoded(job, me);
+  job.rows < kDecodeRows ? run<Weights>(job, me) : run_decoded<Weights>(job, me);
 }
 
 int64_t place(int o, int) { return o; }

@@ -1,11 +1,10 @@
 // What the products of all weight formats share: panels, and writing a result.
 //
-// A panel holds 16 outputs: for each step along the inputs, the 16 weights of every input of that
-// step, side by side. A step is 1 input (float), 2 (bfloat16: the pair shares a 32-bit lane),
-// 4 (int8: the four share a lane, as the dot-product instructions want), 8 (int4, likewise), and
-// for e4m3 what its product wants.
-// Every accumulator adds its inputs in order, whatever the number of rows, so that a result does
-// not depend on what else is in the batch.
+// A panel holds as many outputs as a register has lanes: for each step along the inputs, the
+// weights of every input of that step, side by side. A step is 1 input (float), 2 (bfloat16: the
+// pair shares a 32-bit lane), and for int8, int4 and e4m3 what their products want. Every
+// accumulator adds its inputs in order, whatever the number of rows, so that a result does not
+// depend on what else is in the batch.
 #pragma once
 
 #include <algorithm>
@@ -85,8 +84,8 @@ void each_weight(const Job& job, const Run& run) {
   }
 }
 
-// y for 16 outputs of one row; the last panel may have fewer.
-inline void finish(const Job& job, int64_t row, int64_t p, F32 v) {
+// y for the outputs of one panel and one row; the last panel may have fewer.
+[[gnu::noinline]] inline void finish(const Job& job, int64_t row, int64_t p, F32 v) {
   const int64_t o = p * kLanes;
   const int64_t count = std::min<int64_t>(kLanes, job.out - o);
   float* y = job.y + (job.to ? job.to[row] : row) * job.out + o;
@@ -119,5 +118,14 @@ Task e4m3_product(const Job& job);
 Task int8_product(const Job& job);
 Task int4_product(const Job& job);
 Task a8w8_product(const Job& job, const float* input_scale);
+
+// The same in groups of any size, int8 or int4, with a scale for each: `job.scale` is [panels,
+// groups, lanes].
+int64_t group8_panel_bytes(int64_t in, int64_t group);
+int64_t group4_panel_bytes(int64_t in, int64_t group);
+void pack_group8(const int8_t* weight, char* packed, int64_t out, int64_t in, int64_t group);
+void pack_group4(const int8_t* weight, char* packed, int64_t out, int64_t in, int64_t group);
+Task group8_product(const Job& job, int64_t group);
+Task group4_product(const Job& job, int64_t group);
 
 }  // namespace qinfer

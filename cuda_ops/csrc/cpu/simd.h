@@ -1,25 +1,31 @@
-// Sixteen floats at a time, in the compiler's portable vector types: AVX-512 makes them one
-// register, AVX2 two, NEON four.
+// As many floats at a time as one register holds, in the compiler's portable vector types: what is
+// wider than a register GCC keeps in memory, which costs ten times the time and more.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512F__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
 namespace qinfer {
 
-constexpr int kLanes = 16;
+#if defined(__AVX512F__)
+constexpr int kLanes = 16, kRegisters = 32;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8, kRegisters = 16;
+#else
+constexpr int kLanes = 4, kRegisters = 16;
+#endif
 
-typedef float F32 __attribute__((vector_size(64), aligned(4)));
-typedef int32_t I32 __attribute__((vector_size(64), aligned(4)));
-typedef uint32_t U32 __attribute__((vector_size(64), aligned(4)));
-typedef uint16_t U16 __attribute__((vector_size(32), aligned(2)));
-typedef int16_t I16 __attribute__((vector_size(32), aligned(2)));
-typedef uint8_t U8 __attribute__((vector_size(16), aligned(1)));
-typedef int8_t I8 __attribute__((vector_size(16), aligned(1)));
+typedef float F32 __attribute__((vector_size(4 * kLanes), aligned(4)));
+typedef int32_t I32 __attribute__((vector_size(4 * kLanes), aligned(4)));
+typedef uint32_t U32 __attribute__((vector_size(4 * kLanes), aligned(4)));
+typedef uint16_t U16 __attribute__((vector_size(2 * kLanes), aligned(2)));
+typedef int16_t I16 __attribute__((vector_size(2 * kLanes), aligned(2)));
+typedef uint8_t U8 __attribute__((vector_size(kLanes), aligned(1)));
+typedef int8_t I8 __attribute__((vector_size(kLanes), aligned(1)));
 
 template <typename V>
 inline V load(const void* p) {
@@ -33,7 +39,20 @@ inline void store(void* p, V v) {
   std::memcpy(p, &v, sizeof(V));
 }
 
-inline F32 splat(float x) { return F32{} + x; }
+// Less zero, not plus: x + 0 is another number for -0, so it would be added up indeed.
+inline F32 splat(float x) { return x - F32{}; }
+
+// sum + a * b, rounded once where the processor can. Spelled out because GCC chooses between one
+// instruction and two by what is around, and then results depended on how many rows there are.
+inline F32 add_product(F32 sum, F32 a, F32 b) {
+#if defined(__AVX512F__)
+  return (F32)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
+#elif defined(__AVX2__) && defined(__FMA__)
+  return (F32)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum);
+#else
+  return sum + a * b;
+#endif
+}
 
 // The float whose upper half these bits are, and back: to the nearest, ties to even.
 inline F32 from_bf16(U16 bits) { return (F32)(__builtin_convertvector(bits, U32) << 16); }
@@ -87,6 +106,8 @@ inline F32 decode_e4m3(const void* bytes) {
   const I16 bits = (wide << 7) & (int16_t)0xBF80;
 #if defined(__AVX512F__)
   return (F32)_mm512_cvtph_ps((__m256i)bits);
+#elif defined(__AVX2__) && defined(__F16C__)
+  return (F32)_mm256_cvtph_ps((__m128i)bits);
 #else  // the same value by way of a float with the exponent 112 too small
   const U32 all = __builtin_convertvector((U16)bits, U32);
   return (F32)(((all & 0x8000u) << 16) | ((all & 0x7FFFu) << 13)) * 0x1p112f;
