@@ -88,15 +88,23 @@ class Store(Protocol):
     def linear(self, name: str, scheme: Scheme, arrays: Mapping[str, Array]) -> Mapping[str, Array]:
         """The tensors, by name, for the plain weight ``name`` held in these arrays."""
 
+    def cache(self, attention: str, scales: Array) -> Mapping[str, Array]:
+        """The tensors, by name, for the static scales [2, num_kv_heads] of the keys and values of
+        the attention called ``attention``; none if ``files`` holds them.
+        """
+
     def files(
         self,
         raw: Mapping[str, Any],
         linears: Mapping[str, tuple[Scheme, Mapping[str, Array]]],
         plain: Sequence[str],
+        kv_cache: str,
+        kv_scales: Mapping[str, Array],
     ) -> Mapping[str, Any]:
         """JSON files by name, config.json among them, made from the original's ``raw``;
         ``linears`` has scheme, scale and input_scale of every quantised weight, ``plain`` the
-        names of the linears' other weights.
+        names of the linears' other weights. ``kv_cache``: the cache's dtype or "", and its static
+        scales by attention, as in ``cache``.
         """
 
 

@@ -118,7 +118,8 @@ def load_model(run: RunConfig, selected: Selected, folder: Path, progress: Progr
     )
     plan = hooks.plan_quant(config, hooks.linear_layers(config), device)
     checkpoint, stored = open_stored(raw, Checkpoint(folder), hooks, config)
-    plan = replace(plan, kv_cache=stored.kv_cache or plan.kv_cache)
+    if stored.kv_cache:
+        plan = replace(plan, kv_cache=stored.kv_cache, kv_scales=stored.kv_scales)
     check_agreement(raw, checkpoint, selected.quant, quant)
     loading = plan_loading(checkpoint, hooks.weight_rules(config), stored.unused)
     model, stats = _build(checkpoint, loading, config, hooks, plan, progress)
@@ -207,7 +208,7 @@ def cache_layout(
     hooks: Hooks, config: ModelConfig, plan: QuantPlan, block_size: int, asked: str = AUTO
 ) -> CacheSpec:
     """The KV cache's format: as asked (a name in KV_CACHE_DTYPES), else the quant scheme's choice,
-    else the model's own precision.
+    else the model's own precision. Static scales are those of the plan, for its dtype alone.
 
     A float16 model's is the compute dtype, which can hold it.
     """
@@ -218,8 +219,10 @@ def cache_layout(
         head_dim=config.head_dim,
         dtype=plan.kv_cache or own,
         block_size=block_size,
+        scales=plan.kv_scales,
     )
-    return replace(chosen, dtype=KV_CACHE_DTYPES[asked] or chosen.dtype)
+    dtype = KV_CACHE_DTYPES[asked] or chosen.dtype
+    return replace(chosen, dtype=dtype, scales=chosen.scales if dtype == chosen.dtype else None)
 
 
 def _check_fit(hooks: Hooks, raw: Mapping[str, Any], record: PluginRecord) -> None:

@@ -43,9 +43,11 @@ class StoredLinear:
 class StoredWeights:
     """The quantised weights of a checkpoint, by the name that the plain one would have
     (``….q_proj.weight``); ``unused`` are globs of tensors that it may hold besides, ``kv_cache``
-    the dtype it wants keys and values in, "" for the model's own precision.
+    the dtype it wants keys and values in, "" for the model's own precision, and ``kv_scales`` the
+    static scales for that, as ``CacheSpec`` has them.
     """
 
     linears: Mapping[str, StoredLinear]
     unused: tuple[str, ...] = ()
     kv_cache: str = ""
+    kv_scales: Array | None = None

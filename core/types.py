@@ -219,11 +219,13 @@ class QuantPlan:
     """A scheme's decision for one model: linear name -> scheme, and why others are left out.
 
     A linear in ``skipped`` (name -> reason) keeps the model's own precision; its entry in
-    ``by_layer`` says which that is. ``kv_cache`` is a dtype, or "" for the model's own precision.
+    ``by_layer`` says which that is. ``kv_cache`` is a dtype, or "" for the model's own precision;
+    ``kv_scales`` its static scales, as ``CacheSpec`` has them.
     """
 
     by_layer: Mapping[str, Scheme]
     kv_cache: str = ""
+    kv_scales: Array | None = None
     skipped: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -231,7 +233,9 @@ class QuantPlan:
 class CacheSpec:
     """The paged KV cache: a ``LayerCache`` for each layer.
 
-    ``dtype`` is float32, float16, bfloat16, or int8 or float8_e4m3fn with scales.
+    ``dtype`` is float32, float16, bfloat16, or int8 or float8_e4m3fn, whose numbers stand for
+    themselves times a scale. ``scales``: static ones of keys and values, a numpy array
+    [num_layers, 2, num_kv_heads] float32; None for one of each token and head, found on the fly.
     """
 
     num_layers: int
@@ -240,17 +244,18 @@ class CacheSpec:
     dtype: str = "float32"
     block_size: int = 16
     num_blocks: int = 0
+    scales: Array | None = field(default=None, compare=False)
 
     @property
     def is_scaled(self) -> bool:
-        """Whether a number stands for itself times a scale, one for each token and head."""
+        """Whether a number stands for itself times a scale."""
         return self.dtype in ("int8", "float8_e4m3fn")
 
     @property
     def bytes_per_block(self) -> int:
         """Bytes one block takes in all layers, keys and values together."""
         item = {"float32": 4, "bfloat16": 2, "float16": 2}.get(self.dtype, 1)
-        row = self.head_dim * item + 4 * self.is_scaled
+        row = self.head_dim * item + 4 * (self.is_scaled and self.scales is None)
         return self.num_layers * 2 * self.block_size * self.num_kv_heads * row
 
 
@@ -258,8 +263,9 @@ class CacheSpec:
 class LayerCache:
     """One layer's keys and values, [num_blocks, block_size, num_kv_heads, head_dim] tensors.
 
-    Scales are [num_blocks, block_size, num_kv_heads] float32, or None where ``CacheSpec`` has
-    none. The order inside a block belongs to the operators that write and read it.
+    Scales are float32: [num_blocks, block_size, num_kv_heads], written with the numbers, or static
+    ones [num_kv_heads], or None where ``CacheSpec`` has none. The order inside a block belongs to
+    the operators that write and read it.
     """
 
     keys: Array

@@ -30,8 +30,9 @@ def rotary_kv_write(
     positions, slot_mapping [T]. The cache is written in place; a version may order what is inside
     a block as its ``paged_attention`` wants it. Returns [T, Hq, D].
 
-    A cache with scales holds each head's D numbers divided by their scale, which is their largest
-    magnitude / 127 (int8) or / 448 (e4m3), rounded to the nearest, ties to even.
+    A cache with scales holds each head's D numbers divided by their scale, clipped to ±127 (int8)
+    or ±448 (e4m3) and rounded to the nearest, ties to even. The scale is the head's static one, or
+    the largest of these magnitudes / 127 or / 448, which is then written too.
 
     q_norm, k_norm [D]: weights of an RMS norm with ``eps`` over each head before it is rotated
     (Qwen3). query_scale [P]: for each position a factor of the queries (log-n attention).
@@ -81,17 +82,24 @@ def _write(cache: Tensor, scales: Tensor | None, slots: Tensor, rows: Tensor) ->
     """
     if scales is not None:
         largest = LARGEST[cache.dtype]
-        scale = (paddle.amax(paddle.abs(rows), axis=-1) / largest).clip(min=1e-30)
+        scale = scales
+        if not is_static(scales):
+            scale = (paddle.amax(paddle.abs(rows), axis=-1) / largest).clip(min=1e-30)
+            paddle.scatter_(scales.view([-1, scales.shape[2]]), slots, scale, overwrite=True)
         rows = (rows / scale.unsqueeze(-1)).clip(-largest, largest)
         rows = paddle.round(rows) if cache.dtype == paddle.int8 else rows
-        paddle.scatter_(scales.view([-1, scales.shape[2]]), slots, scale, overwrite=True)
     words = rows.reshape([rows.shape[0], -1]).astype(cache.dtype).view("int32")
     flat = cache.view([cache.shape[0] * cache.shape[1], -1]).view("int32")
     paddle.scatter_(flat, slots, words, overwrite=True)
 
 
+def is_static(scales: Tensor) -> bool:
+    """Whether a cache's scales are one of each KV head, for all tokens."""
+    return len(scales.shape) == 1
+
+
 LARGEST = {paddle.int8: 127.0, paddle.float8_e4m3fn: E4M3_MAX}
-"""What a head's largest magnitude is stored as."""
+"""The largest number that is stored."""
 
 
 def _read(cache: Tensor, scales: Tensor | None, blocks: Tensor, dtype: object) -> Tensor:
@@ -101,7 +109,8 @@ def _read(cache: Tensor, scales: Tensor | None, blocks: Tensor, dtype: object) -
     rows = words.view(cache.dtype).reshape([-1, heads, dim])
     if scales is None:
         return rows.astype(dtype)
-    scale = paddle.gather(scales, blocks).reshape([-1, heads, 1]).astype(dtype)
+    by_slot = scales if is_static(scales) else paddle.gather(scales, blocks)
+    scale = by_slot.reshape([-1, heads, 1]).astype(dtype)
     if cache.dtype == paddle.int8:
         return rows.astype(dtype) * scale
     return decode_e4m3(rows, dtype) * (scale * E4M3_UNIT)

@@ -106,6 +106,17 @@ def expert_linear_int4(
     return _each(x, experts, out, lambda rows, e: product(rows, weight[e], scale[e], None, out))
 
 
+@operator
+def each_expert(
+    x: Tensor, experts: Tensor, out: int, product: Callable[[Tensor, int], Tensor]
+) -> Tensor:
+    """``product(rows, e)`` of the rows of each expert e that is used: for any format of weights.
+
+    x [T * k or T, in], experts [T, k] -> [T * k, out].
+    """
+    return _each(x, experts, out, product)
+
+
 def _stack(weight: Tensor, experts: int, arrange: Callable[[Tensor], Tensor]) -> Tensor:
     """Each expert's rows arranged, one expert at a time."""
     rows = weight.shape[0] // experts

@@ -5,6 +5,7 @@ from qinfer.cuda_ops.elementwise import embed, silu_gate, take_rows, to_float32
 from qinfer.cuda_ops.experts import (
     arrange_experts,
     arrange_experts_int4,
+    each_expert,
     expert_linear,
     expert_linear_fp8,
     expert_linear_int4,
@@ -52,6 +53,7 @@ __all__ = [
     "arrange_groups",
     "arrange_int4",
     "choose_tokens",
+    "each_expert",
     "edit_logits",
     "embed",
     "expert_linear",

@@ -9,6 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from qinfer.core.checkpoint.paddlenlp_hub import (
+    PREFIX,
+    config_from_paddlenlp,
+    download_from_paddlenlp,
+)
 from qinfer.core.errors import BadCheckpoint
 
 Progress = Callable[[str], None]
@@ -35,7 +40,8 @@ _OFFLINE_REMEDY = (
 
 def resolve_model(reference: str | None, *, progress: Progress | None = None) -> Path:
     """The folder of a checkpoint: a path, a Hugging Face id ``org/name`` or ``org/name@revision``
-    (downloaded into huggingface_hub's cache, resuming what was begun), or None for the demo.
+    (downloaded into huggingface_hub's cache, resuming what was begun), ``paddlenlp:NAME``
+    (downloaded by PaddleNLP), or None for the demo.
 
     Without ``progress`` nothing is printed; with it, huggingface_hub's bars too if stderr is a
     terminal.
@@ -45,6 +51,8 @@ def resolve_model(reference: str | None, *, progress: Progress | None = None) ->
         from qinfer.core.checkpoint.demo import demo_folder
 
         return demo_folder(progress=progress)
+    if reference.startswith(PREFIX):
+        return download_from_paddlenlp(reference.removeprefix(PREFIX), progress)
     folder = _local(reference)
     if folder is not None:
         return folder
@@ -56,6 +64,8 @@ def resolve_config(reference: str) -> Path:
 
     Raises BadCheckpoint as ``resolve_model`` does.
     """
+    if reference.startswith(PREFIX):
+        return config_from_paddlenlp(reference.removeprefix(PREFIX))
     folder = _local(reference)
     if folder is not None:
         return folder / "config.json"

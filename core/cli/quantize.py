@@ -22,14 +22,19 @@ HOW, OUTPUT = "Quantisation", "Output"
 @option(MODEL, "--threads", type=click.IntRange(min=0), default=0,
         help="Threads to compute with.")  # fmt: skip
 @option(HOW, "--quant", metavar="NAME", default="a8w8", show_default=True,
-        help="a8w8, fp8, wint8 or wint4.")  # fmt: skip
+        help="a8w8, a8w8c8, fp8, wint8 or wint4.")  # fmt: skip
 @option(HOW, "--method", metavar="NAME", default="",
-        help="smoothquant or awq, and absmax, mse or gptq; two with a plus between. Without it, "
-        "smoothquant+gptq for a8w8, gptq for the others.")  # fmt: skip
+        help="smoothquant or awq, gptq, and absmax, percentile or mse; several with a plus "
+        "between. Without it, smoothquant+gptq for a8w8, gptq for the others.")  # fmt: skip
 @option(HOW, "--activations", metavar="NAME", default="",
         help="Scale of activations: token (on the fly) or tensor (from the data).")  # fmt: skip
 @option(HOW, "--group-size", type=int, default=64, show_default=True,
         help="Inputs that share a scale in wint4; -1 for a scale a channel.")  # fmt: skip
+@option(HOW, "--zero-points", is_flag=True, help="Give each group of wint4 a zero point.")
+@option(HOW, "--kv-cache-dtype", metavar="NAME", default="auto", show_default=True,
+        help="int8 or fp8: static scales for a KV cache of that type.")  # fmt: skip
+@option(HOW, "--skip", metavar="PATTERNS", default="",
+        help="Linears that stay as they are, such as '*.down,layers.0.*'.")  # fmt: skip
 @option(HOW, "--calib", metavar="FILE", type=click.Path(path_type=Path),
         help="Texts to calibrate with: a text file or JSONL. Without it, a small set.")  # fmt: skip
 @option(HOW, "--calib-tokens", "tokens", type=click.IntRange(min=2), default=8192,
@@ -77,15 +82,21 @@ def _summary(report: dict[str, Any], output: Path) -> str:
 
     by_role: dict[str, list[float]] = {}
     for name, said in report["linears"].items():
-        by_role.setdefault(name.rpartition(".")[2], []).append(said["error"])
+        if said["error"] is not None:
+            by_role.setdefault(name.split(".", 2)[-1], []).append(said["error"])
     rows = [("linears", "count", "mean error", "largest")]
     rows += [
         (role, str(len(errors)), f"{sum(errors) / len(errors):.4f}", f"{max(errors):.4f}")
         for role, errors in by_role.items()
     ]
     skipped = ", ".join(report["skipped"]) or "none"
+    few = sum(said.get("by_absmax", 0) for said in report["linears"].values())
+    said = f"{few} experts' linears saw too few tokens: by absmax\n" if few else ""
+    if report["kv_cache"]["dtype"]:
+        errors = report["kv_cache"]["errors"]
+        said += f"KV cache in {report['kv_cache']['dtype']}: error {max(errors):.4f} at most\n"
     return (
-        f"{table(rows)}\nnot quantised: {skipped}\n"
+        f"{table(rows)}\n{said}not quantised: {skipped}\n"
         f"{report['tokens']:,} tokens, {report['seconds']:.0f} s; written: {output}"
     )
 
@@ -97,7 +108,7 @@ def _draw(report: dict[str, Any], path: Path) -> None:
     figure, axes = pyplot().subplots(figsize=(9, 3.6), layout="constrained")
     lines: dict[str, list[float]] = {}
     for name, said in report["linears"].items():
-        lines.setdefault(name.rpartition(".")[2], []).append(said["error"])
+        lines.setdefault(name.split(".", 2)[-1], []).append(said["error"])
     for role, errors in lines.items():
         axes.plot(errors, marker=".", label=role)
     axes.set(xlabel="layer", ylabel="relative error of the outputs", ylim=(0, None))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from qinfer.core.quantize.rounding import Floats, Grid
+from qinfer.core.quantize.rounding import Fit, Floats, Grid
 
 BLOCK = 128
 """Columns whose errors are collected before the rest of the matrix is updated."""
@@ -18,9 +18,9 @@ DAMP = 0.01
 """Share of the mean diagonal added to the Hessian's, so that it can be inverted."""
 
 
-def gptq(weight: Floats, x: Floats, grid: Grid, scale: Floats) -> Floats:
-    """The weight [out, in] on the grid (scale [out, groups]) with the least error of its outputs
-    for inputs like ``x`` [T, in].
+def gptq(weight: Floats, x: Floats, grid: Grid, fit: Fit) -> Floats:
+    """The weight [out, in] on the grid with the least error of its outputs for inputs like ``x``
+    [T, in].
     """
     hessian = (x.T @ x).astype(np.float64)
     dead = np.diag(hessian) == 0
@@ -31,12 +31,13 @@ def gptq(weight: Floats, x: Floats, grid: Grid, scale: Floats) -> Floats:
     left = weight[:, order].copy()
     left[:, dead[order]] = 0
     result = np.empty_like(left)
+    one = Grid(dtype=grid.dtype, has_zero=grid.has_zero)
+    own = [_of_group(fit, group) for group in range(fit.scale.shape[1])]
     for start in range(0, left.shape[1], BLOCK):
         end = min(start + BLOCK, left.shape[1])
         errors = np.empty((len(left), end - start), np.float32)
         for column in range(start, end):
-            own = scale[:, group_of[column], None]
-            result[:, column] = Grid(dtype=grid.dtype).rounded(left[:, column, None], own)[:, 0]
+            result[:, column] = one.rounded(left[:, column, None], own[group_of[column]])[:, 0]
             error = (left[:, column] - result[:, column]) / upper[column, column]
             left[:, column:end] -= error[:, None] * upper[column, column:end]
             errors[:, column - start] = error
@@ -44,6 +45,11 @@ def gptq(weight: Floats, x: Floats, grid: Grid, scale: Floats) -> Floats:
     back: Floats = np.empty_like(result)
     back[:, order] = result
     return back
+
+
+def _of_group(fit: Fit, group: int) -> Fit:
+    at = slice(group, group + 1)
+    return Fit(scale=fit.scale[:, at], zero=None if fit.zero is None else fit.zero[:, at])
 
 
 def _inverse_factor(hessian: NDArray[np.float64]) -> Floats:

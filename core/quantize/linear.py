@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qinfer.core.quantize.gptq import gptq
-from qinfer.core.quantize.rounding import Floats, Grid, input_scale, rounded_input
+from qinfer.core.quantize.rounding import RANGES, Fit, Floats, Grid, input_scale, rounded_input
 from qinfer.core.quantize.scaling import awq_candidates, best_scale, smooth_candidates
 from qinfer.core.types import Array, Scheme
 
@@ -19,72 +19,108 @@ SAMPLE = 512
 @dataclass(frozen=True, kw_only=True)
 class Quantised:
     """Arrays as ``core.stored`` names them, and the outputs' relative error: the square root of
-    their mean square error over their mean square.
+    their mean square error over their mean square. ``few``: experts with too few tokens to measure
+    that; the error is None where all are.
     """
 
     arrays: dict[str, Array]
-    error: float
+    error: float | None
+    few: int = 0
 
 
-def quantise_linear(
-    weight: Floats,
-    x: Floats,
-    scheme: Scheme,
-    methods: Collection[str],
-    *,
-    may_scale: bool,
-    per_tensor: Sequence[int] = (),
-) -> Quantised:
-    """``weight`` [out, in], ``x`` [T, in]; ``may_scale``: inputs may be scaled before rounding;
-    ``per_tensor``: rows of the projections that have one scale each, none for a scale a channel.
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a linear is quantised: the scheme, methods by name, whether groups have zero points;
+    ``may_scale``: inputs may be scaled before rounding; ``per_tensor``: rows of the projections
+    that have one scale each, none for a scale a channel; ``input_scale``: of all activations,
+    where that is known already.
     """
-    grid = Grid(dtype=scheme.weight_dtype, group=scheme.group_size)
+
+    scheme: Scheme
+    methods: Collection[str]
+    zero_points: bool = False
+    may_scale: bool = False
+    per_tensor: Sequence[int] = ()
+    input_scale: float | None = None
+
+    @property
+    def grid(self) -> Grid:
+        """The numbers of the weight."""
+        scheme = self.scheme
+        return Grid(dtype=scheme.weight_dtype, group=scheme.group_size, has_zero=self.zero_points)
+
+    @property
+    def range(self) -> str:
+        """How scales are chosen, one of RANGES."""
+        return next((name for name in RANGES if name in self.methods), "absmax")
+
+    @property
+    def weight_range(self) -> str:
+        """The same for the weight's: where nothing is said, a search where there are few codes."""
+        few = self.scheme.weight_dtype == "int4" and not {*RANGES} & {*self.methods}
+        return "mse" if few else self.range
+
+
+def quantise_linear(weight: Floats, x: Floats, recipe: Recipe) -> Quantised:
+    """``weight`` [out, in], ``x`` [T, in], T at least 1."""
+    grid, scheme = recipe.grid, recipe.scheme
     sample = x[np.linspace(0, len(x) - 1, min(SAMPLE, len(x))).astype(int)]
-    search = "mse" in methods
-
-    def outputs(inputs: Floats, weights: Floats) -> Floats:
-        held = grid.rounded(weights, grid.scales(weights))
-        product: Floats = _inputs(inputs, scheme, grid, search) @ held.T
-        return product
-
-    moved: Floats | None = None
-    kinds = {"smoothquant": smooth_candidates, "awq": awq_candidates}
-    for name in kinds.keys() & set(methods) if may_scale else ():
-        moved = best_scale(sample, weight, kinds[name](x, weight), outputs)
+    moved = _moved(weight, x, sample, recipe)
     by = np.ones(1, np.float32) if moved is None else moved
     scaled, eased = weight * by, x / by
-    # A search for the scales helps where there are few codes.
-    finer = search or ("absmax" not in methods and scheme.weight_dtype == "int4")
-    scale = grid.scales(scaled, search=finer and not per_tensor)
-    start = 0
-    for rows in per_tensor:
-        scale[start : start + rows] = scale[start : start + rows].max()
-        start += rows
-    held = gptq(scaled, eased, grid, scale) if "gptq" in methods else scaled
+    fit = _fit(scaled, recipe)
+    held = gptq(scaled, eased, grid, fit) if "gptq" in recipe.methods else scaled
     arrays: dict[str, Array] = {
-        "weight": grid.codes(held, scale),
-        "scale": scale if scheme.weight_scale == "group" else scale[:, 0].copy(),
+        "weight": grid.codes(held, fit),
+        "scale": fit.scale if scheme.weight_scale == "group" else fit.scale[:, 0].copy(),
     }
+    if fit.zero is not None:
+        arrays["zero"] = fit.zero
     if moved is not None:
         arrays["smooth"] = (1 / moved).astype(np.float32)
+    fixed = recipe.input_scale
     if scheme.input_scale == "tensor":
-        fixed = max(input_scale(grid, eased, search=search), 1e-30)
+        fixed = fixed or max(input_scale(grid, eased, recipe.range), 1e-30)
         arrays["input_scale"] = np.array([fixed], np.float32)
-    got = _inputs(sample / by, scheme, grid, search, arrays.get("input_scale"))
     exact = sample @ weight.T
-    error = got @ grid.rounded(held, scale).T - exact
+    error = _inputs(sample / by, recipe, fixed) @ grid.rounded(held, fit).T - exact
     return Quantised(
         arrays=arrays, error=float(np.sqrt((error**2).mean() / max((exact**2).mean(), 1e-30)))
     )
 
 
-def _inputs(
-    x: Floats, scheme: Scheme, grid: Grid, search: bool, fixed: Array | None = None
-) -> Floats:
+def _moved(weight: Floats, x: Floats, sample: Floats, recipe: Recipe) -> Floats | None:
+    """What the inputs are divided by, and the weight multiplied; None for nothing."""
+    kinds = {"smoothquant": smooth_candidates, "awq": awq_candidates}
+    names = [name for name in kinds if name in recipe.methods]
+    if not recipe.may_scale or not names:
+        return None
+    grid = recipe.grid
+
+    def outputs(inputs: Floats, weights: Floats) -> Floats:
+        held = grid.rounded(weights, grid.fit(weights))
+        product: Floats = _inputs(inputs, recipe) @ held.T
+        return product
+
+    return best_scale(sample, weight, kinds[names[0]](x, weight), outputs)
+
+
+def _fit(weight: Floats, recipe: Recipe) -> Fit:
+    """The weight's scales; where projections have one each, their largest."""
+    if not recipe.per_tensor:
+        return recipe.grid.fit(weight, recipe.weight_range)
+    scale = recipe.grid.fit(weight).scale
+    start = 0
+    for rows in recipe.per_tensor:
+        scale[start : start + rows] = scale[start : start + rows].max()
+        start += rows
+    return Fit(scale=scale)
+
+
+def _inputs(x: Floats, recipe: Recipe, fixed: float | None = None) -> Floats:
     """Activations as the scheme rounds them."""
-    if scheme.input_scale == "none":
+    if recipe.scheme.input_scale == "none":
         return x
-    if scheme.input_scale == "token":
-        return rounded_input(grid, x, None)
-    scale = input_scale(grid, x, search=search) if fixed is None else float(fixed[0])
-    return rounded_input(grid, x, scale)
+    if recipe.scheme.input_scale == "token":
+        return rounded_input(recipe.grid, x, None)
+    return rounded_input(recipe.grid, x, fixed or input_scale(recipe.grid, x, recipe.range))

@@ -23,7 +23,7 @@ from qinfer.core.types import Array, LinearSpec, ModelConfig, Scheme, WeightRule
 
 COPIED = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".md")
 LARGEST = 64 * 2**20
-SMALL = ("scale", "input_scale")
+SMALL = ("scale", "input_scale", "zero")
 
 
 class Writer:
@@ -46,6 +46,8 @@ class Writer:
         self.plain: list[str] = []
         self.kept: dict[str, tuple[Scheme, Mapping[str, Array]]] = {}
         self.norms: dict[str, Array] = {}
+        self.kv_cache = ""
+        self.kv_scales: dict[str, Array] = {}
 
     def layer(
         self,
@@ -65,6 +67,19 @@ class Writer:
                 small = {key: arrays[key] for key in SMALL if key in arrays}
                 self.kept[name] = schemes[spec.name], small
         self._save(f"model-layer-{number:05d}.safetensors", tensors)
+
+    def cache(self, dtype: str, scales: Array) -> None:
+        """The shard of the KV cache's static scales [num_layers, 2, num_kv_heads]."""
+        self.kv_cache = dtype
+        tensors: dict[str, Array] = {}
+        for layer, own in enumerate(scales):
+            # Attention is what the projections of queries, keys and values belong to.
+            (first, *_) = self.rules[f"layers.{layer}.qkv.weight"].source
+            attention = first.rsplit(".", 2)[0]
+            self.kv_scales[attention] = own
+            tensors |= self.store.cache(attention, own)
+        if tensors:
+            self._save("model-kv-cache.safetensors", tensors)
 
     def rest(self, done: Iterable[str]) -> None:
         """The shard of everything that is not quantised, rounded to the model's dtype."""
@@ -89,7 +104,8 @@ class Writer:
         """The index, config.json and the format's other files, and what the source has besides."""
         index = {"metadata": {"total_size": self.total}, "weight_map": self.index}
         plain = [name for name in self.plain if name not in self.kept]
-        files = {INDEX: index, **self.store.files(raw, self.kept, plain)}
+        said = self.store.files(raw, self.kept, plain, self.kv_cache, self.kv_scales)
+        files = {INDEX: index, **said}
         for path in source.iterdir():
             known = path.suffix in COPIED and path.name not in files and path.is_file()
             if known and "safetensors" not in path.name and path.stat().st_size <= LARGEST:

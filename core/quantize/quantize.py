@@ -19,14 +19,17 @@ from qinfer.core.device import import_paddle, open_device, place
 from qinfer.core.discovery import discover
 from qinfer.core.errors import BadInput, QinferError, UsageError
 from qinfer.core.hooks import Hooks
-from qinfer.core.quantize.calibrate import CalibratingParts, Plan, run_calibration
+from qinfer.core.quantize.calibrate import CalibratingParts, Plan
+from qinfer.core.quantize.forward import Pass, run_calibration
+from qinfer.core.quantize.kv_cache import cache_scales
 from qinfer.core.quantize.output import Writer
+from qinfer.core.quantize.rounding import RANGES
 from qinfer.core.quantize.settings import QuantizeSettings
 from qinfer.core.quantize.work import WorkFolder
 from qinfer.core.selection import detect_model, open_session, resolve, stored_method
 from qinfer.core.session import Progress
 from qinfer.core.tokenizer import Tokenizer
-from qinfer.core.types import LinearSpec, ModelConfig, Scheme
+from qinfer.core.types import Array, LinearSpec, ModelConfig, Scheme
 
 REPORT = "quantize-report.json"
 
@@ -54,15 +57,21 @@ def quantize(
         checkpoint = Checkpoint(source)
         loading = plan_loading(checkpoint, hooks.weight_rules(config))
         specs = hooks.linear_layers(config)
-        _calibrate(settings, work, hooks, config, checkpoint, loading, specs, pieces, progress)
+        left = _calibrate(
+            settings, work, hooks, config, checkpoint, loading, specs, pieces, progress
+        )
+        kv_scales, kv_errors = _kv_cache(settings, left)
         report = {
             "settings": {key: str(value) for key, value in asdict(settings).items()},
             "tokens": sum(map(len, pieces)),
             "seconds": time.perf_counter() - begin,
             "linears": work.report(),
             "skipped": work.skipped,
+            "kv_cache": {"dtype": settings.kv_cache, "errors": kv_errors},
         }
-        _write(work, output, hooks, config, raw, source, checkpoint, loading, specs, report)
+        _write(
+            work, output, hooks, config, raw, source, checkpoint, loading, specs, report, kv_scales
+        )
     except OSError as error:
         raise QinferError(
             f"{output} cannot be written: {error.strerror or error}",
@@ -116,7 +125,7 @@ def _calibrate(
     specs: Sequence[LinearSpec],
     pieces: Sequence[Sequence[int]],
     progress: Progress,
-) -> None:
+) -> Pass:
     quant_plan = hooks.plan_quant(config, specs, open_device("cpu"))
     with progress.bar("Quantising", len(specs), "linears") as advance:
         parts = CalibratingParts(checkpoint, loading, config, hooks, quant_plan, place=place)
@@ -129,8 +138,17 @@ def _calibrate(
         )
         model = hooks.build_model(config, parts)
         parts.finish()
-        run_calibration(model, config, pieces)
+        left = run_calibration(model, config, pieces)
         work.flush()
+    return left
+
+
+def _kv_cache(settings: QuantizeSettings, left: Pass) -> tuple[Array | None, list[float]]:
+    """Static scales for the cache that is wanted, and each layer's relative error."""
+    if not settings.kv_cache:
+        return None, []
+    by = next((name for name in RANGES if name in settings.methods), "absmax")
+    return cache_scales(left.cache, left.slots, settings.kv_cache, by)
 
 
 def _write(
@@ -144,6 +162,7 @@ def _write(
     loading: LoadPlan,
     specs: Sequence[LinearSpec],
     report: Mapping[str, Any],
+    kv_scales: Array | None,
 ) -> None:
     """The output, complete or not there."""
     folder = work.folder / "output"
@@ -161,6 +180,8 @@ def _write(
             by_layer.setdefault(spec.layer, []).append(spec)
     for number, (_, layer) in enumerate(by_layer.items()):
         writer.layer(number, layer, schemes, work)
+    if kv_scales is not None:
+        writer.cache(report["kv_cache"]["dtype"], kv_scales)
     writer.rest(schemes)
     writer.finish({**raw, "dtype": config.dtype, "torch_dtype": config.dtype}, source)
     (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

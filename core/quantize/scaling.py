@@ -48,7 +48,10 @@ def best_scale(
 
 
 def _centred(scale: Floats) -> Floats:
-    """Scaled so that the largest and the smallest are equally far from 1, within 1e4 of it."""
-    middle = np.sqrt(scale.max() * scale.min())
-    centred: Floats = np.clip(scale / middle, 1e-4, 1e4).astype(np.float32)
+    """Scaled so that the largest and the smallest are equally far from 1, and the nearest powers of
+    two within 2^13 of it: moving those into a norm or a scale rounds nothing.
+    """
+    exponents = np.log2(scale.astype(np.float64))
+    middle = (exponents.max() + exponents.min()) / 2
+    centred: Floats = np.exp2(np.clip(np.rint(exponents - middle), -13, 13)).astype(np.float32)
     return centred

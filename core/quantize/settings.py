@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from qinfer.core.errors import UsageError
+from qinfer.core.quantize.linear import Recipe
+from qinfer.core.quantize.rounding import RANGES
+from qinfer.core.session import KV_CACHE_DTYPES
 from qinfer.core.types import LinearSpec, Scheme
 
-SCALING, ROUNDING = ("smoothquant", "awq"), ("absmax", "mse", "gptq")
-TARGETS = ("wint8", "wint4", "a8w8", "fp8")
+SCALING, ROUNDING = ("smoothquant", "awq"), ("gptq",)
+TARGETS = ("wint8", "wint4", "a8w8", "a8w8c8", "fp8")
 FORMATS = ("compressed-tensors", "paddlenlp")
 ACTIVATIONS = ("token", "tensor")
+WEIGHT_ONLY = ("wint8", "wint4")
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeSettings:
-    """``method``: one of SCALING, one of ROUNDING, or both with a plus between; "" chooses.
-    ``activations``: "token" scales each token on the fly, "tensor" has one scale from the
-    calibration data. ``group_size``: inputs that share a scale in wint4; -1 for all of a channel.
-    ``tokens``: of the calibration data, at most; ``window``: the longest sequence.
+    """``method``: names with a plus between, at most one each of SCALING, ROUNDING and RANGES; ""
+    chooses. ``activations``: "token" scales each token on the fly, "tensor" has one scale from the
+    calibration data. ``group_size``: inputs that share a scale in wint4; -1 for all of a channel;
+    ``zero_points``: whether they have a zero point too. ``skip``: patterns of linears' names that
+    stay as they are, with a comma between. ``tokens``: of the calibration data, at most;
+    ``window``: the longest sequence.
     """
 
     model: str = ""
@@ -29,6 +36,9 @@ class QuantizeSettings:
     format: str = "compressed-tensors"
     activations: str = ""
     group_size: int = 64
+    zero_points: bool = False
+    kv_cache_dtype: str = "auto"
+    skip: str = ""
     calib: Path | None = None
     tokens: int = 8192
     window: int = 512
@@ -41,20 +51,36 @@ class QuantizeSettings:
             ("quant", TARGETS),
             ("format", FORMATS),
             ("activations", ("", *ACTIVATIONS)),
+            ("kv_cache_dtype", tuple(KV_CACHE_DTYPES)),
         ):
             if getattr(self, name) not in choices:
                 known = ", ".join(choice for choice in choices if choice)
                 raise UsageError(
-                    f"unknown --{name} {getattr(self, name)!r}", remedy=f"Use one of {known}."
+                    f"unknown --{name.replace('_', '-')} {getattr(self, name)!r}",
+                    remedy=f"Use one of {known}.",
                 )
-        unknown = self.methods - {*SCALING, *ROUNDING}
-        if unknown or any(len(self.methods & {*kind}) > 1 for kind in (SCALING, ROUNDING)):
+        kinds = (SCALING, ROUNDING, RANGES)
+        unknown = self.methods - {name for kind in kinds for name in kind}
+        if unknown or any(len(self.methods & {*kind}) > 1 for kind in kinds):
             raise UsageError(
                 f"--method {self.method!r} is none, or two that exclude each other",
-                remedy=f"Use one of {', '.join(SCALING)}, one of {', '.join(ROUNDING)}, or both "
-                "with a plus between: smoothquant+gptq.",
+                remedy=f"Use one of {', '.join(SCALING)}, {', '.join(ROUNDING)}, one of "
+                f"{', '.join(RANGES)}, or several with a plus between: smoothquant+gptq+mse.",
             )
-        weight_only = self.quant in ("wint8", "wint4")
+        self._check_weight_only()
+        if self.group_size != -1 and self.group_size < 1:
+            raise UsageError(
+                f"--group-size {self.group_size} is no number of inputs",
+                remedy="Give 32, 64 or 128, or -1 for a scale a channel.",
+            )
+        if self.zero_points and self.quant != "wint4":
+            raise UsageError(
+                f"{self.quant} has no zero points",
+                remedy="Leave --zero-points out, or --quant wint4.",
+            )
+
+    def _check_weight_only(self) -> None:
+        weight_only = self.quant in WEIGHT_ONLY
         if "smoothquant" in self.methods and weight_only:
             raise UsageError(
                 f"smoothquant makes activations easier to round, and {self.quant} rounds none",
@@ -66,29 +92,46 @@ class QuantizeSettings:
                 remedy="Use --format compressed-tensors, or --quant a8w8 with --activations "
                 "tensor.",
             )
+        if self.format == "paddlenlp" and self.kv_cache not in ("", "int8"):
+            raise UsageError(
+                "PaddleNLP's format holds no KV cache in fp8",
+                remedy="Use --format compressed-tensors, or --kv-cache-dtype int8.",
+            )
         if self.activations == "tensor" and weight_only:
             raise UsageError(f"{self.quant} has no activation scales", remedy="Leave it out.")
-        if self.group_size != -1 and self.group_size < 1:
-            raise UsageError(f"--group-size {self.group_size}: give 64, 128 or -1")
 
     @property
     def methods(self) -> frozenset[str]:
         """The names in ``method``, or what usually serves ``quant`` best."""
-        usual = "smoothquant+gptq" if self.quant == "a8w8" else "gptq"
+        usual = "smoothquant+gptq" if self.quant in ("a8w8", "a8w8c8") else "gptq"
         return frozenset((self.method or usual).split("+"))
 
     @property
-    def per_tensor(self) -> bool:
-        """Whether each projection has one scale for its weight: PaddleNLP's fp8."""
-        return self.format == "paddlenlp" and self.quant == "fp8"
+    def kv_cache(self) -> str:
+        """The dtype that the KV cache gets static scales for, "" for none."""
+        own = "int8" if self.quant == "a8w8c8" else ""
+        return KV_CACHE_DTYPES[self.kv_cache_dtype] or own
 
-    def may_scale(self, spec: LinearSpec) -> bool:
-        """Whether scaling a linear's input can be written down: moved into the norm or the linear
-        before it, or as a vector of its own.
+    def skips(self, name: str) -> bool:
+        """Whether a linear is left as it is because the user said so."""
+        patterns = [part.strip() for part in self.skip.split(",") if part.strip()]
+        return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+    def recipe(self, spec: LinearSpec, scheme: Scheme, *, is_held: bool) -> Recipe:
+        """How a linear is quantised; ``is_held``: what could take a scaling of its input in is
+        quantised, or there is nothing.
         """
-        if self.format == "paddlenlp":
-            return bool(spec.norm) or self.quant == "a8w8"
-        return bool(spec.norm or spec.scaled_by)
+        is_fp8 = self.quant == "fp8"
+        may_scale = bool(spec.norm or spec.scaled_by)
+        if self.format == "paddlenlp":  # which has vectors of their own for int8
+            may_scale = bool(spec.norm) or (not is_fp8 and spec.role in ("o", "down"))
+        return Recipe(
+            scheme=scheme,
+            methods=self.methods,
+            zero_points=self.zero_points,
+            may_scale=may_scale and is_held and not spec.experts,
+            per_tensor=spec.parts if is_fp8 and self.format == "paddlenlp" else (),
+        )
 
     def scheme(self, inputs: int) -> Scheme | None:
         """The scheme of a linear with that many inputs; None if they make no whole groups."""
@@ -102,7 +145,7 @@ class QuantizeSettings:
             return Scheme(name="wint8", weight_dtype=held, weight_scale="channel")
         static = self.activations == "tensor" or self.format == "paddlenlp"
         return Scheme(
-            name=self.quant,
+            name="fp8" if self.quant == "fp8" else "a8w8",
             weight_dtype=held,
             weight_scale="channel",
             input_dtype=held,

@@ -78,7 +78,9 @@ class WorkFolder:
         self._current = layer
         for name, array in made.arrays.items():
             self._arrays[f"{spec.name}{SEPARATOR}{name}"] = array
-        self._report[spec.name] = {"scheme": asdict(scheme), "error": made.error}
+        said = {"scheme": asdict(scheme), "error": made.error}
+        few = {"experts": spec.experts, "by_absmax": made.few} if spec.experts else {}
+        self._report[spec.name] = said | few
 
     def skip(self, spec: LinearSpec, why: str) -> None:
         """Note that a linear is not quantised."""

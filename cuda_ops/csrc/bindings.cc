@@ -96,17 +96,21 @@ qinfer::Cache cache_of(const Tensor& keys, const Tensor& values, const Optional&
   PD_CHECK(shape[1] % 16 == 0 && shape[3] % 16 == 0,
            "qinfer: block and head size must be multiples of 16");
   const qinfer::CacheType type = cache_type(keys.dtype());
+  bool is_static = false;
   if (type == qinfer::CacheType::kInt8 || type == qinfer::CacheType::kE4M3) {
-    const int64_t size = shape[0] * shape[1] * shape[2];
-    PD_CHECK(
-        key_scales && value_scales && key_scales->numel() == size && value_scales->numel() == size,
-        "qinfer: the scales must be [blocks, block_size, kv_heads]");
+    PD_CHECK(key_scales && value_scales && key_scales->shape() == value_scales->shape(),
+             "qinfer: keys and values must have scales alike");
+    const int64_t size = shape[0] * shape[1] * shape[2], count = key_scales->numel();
+    is_static = key_scales->shape().size() == 1;
+    PD_CHECK(count == (is_static ? shape[2] : size),
+             "qinfer: the scales must be [blocks, block_size, kv_heads], or [kv_heads]");
   }
   return {type,
           const_cast<void*>(read(keys)),
           const_cast<void*>(read(values)),
           const_cast<float*>(floats(key_scales, "key scales")),
           const_cast<float*>(floats(value_scales, "value scales")),
+          is_static,
           shape[1],
           shape[2],
           shape[3]};

@@ -6,8 +6,10 @@ import ctypes
 import platform
 from collections.abc import Callable
 
+import numpy as np
 import paddle
 
+from qinfer.core.device import place
 from qinfer.core.errors import Unsupported
 from qinfer.core.progress import TerminalProgress
 from qinfer.core.protocols import Model
@@ -101,7 +103,7 @@ class DynamicRunner:
     """Owns the KV cache; every step is one call of the model and the sampling operators."""
 
     def __init__(self, model: Model, cache: CacheSpec, *, max_blocks: int) -> None:
-        layers = [_layer_cache(cache) for _ in range(cache.num_layers)]
+        layers = [_layer_cache(cache, layer) for layer in range(cache.num_layers)]
         self._compute: Callable[[StepInput], Logits] | None
 
         def compute(batch: StepInput) -> Logits:
@@ -137,8 +139,8 @@ class DynamicRunner:
         self._compute = None
 
 
-def _layer_cache(spec: CacheSpec) -> LayerCache:
-    """Memory for one layer.
+def _layer_cache(spec: CacheSpec, layer: int) -> LayerCache:
+    """Memory for one layer, and its static scales.
 
     Not zeroed: pages stay untouched until a block is written, and no operator reads a slot that
     was not.
@@ -147,7 +149,10 @@ def _layer_cache(spec: CacheSpec) -> LayerCache:
     keys, values = (paddle.empty([*slots, spec.head_dim], spec.dtype) for _ in range(2))
     if not spec.is_scaled:
         return LayerCache(keys=keys, values=values)
-    key_scales, value_scales = (paddle.empty(slots) for _ in range(2))
+    if spec.scales is None:
+        key_scales, value_scales = (paddle.empty(slots) for _ in range(2))
+    else:
+        key_scales, value_scales = (place(np.array(part)) for part in spec.scales[layer])
     return LayerCache(keys=keys, values=values, key_scales=key_scales, value_scales=value_scales)
 
 

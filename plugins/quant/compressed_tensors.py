@@ -7,6 +7,7 @@ naive-quantized and pack-quantized tensors.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -28,10 +29,13 @@ from qinfer.core.specs import hookimpl
 from qinfer.core.stored import StoredLinear, StoredWeights
 from qinfer.core.types import Array, ModelConfig, PluginInfo, Scheme
 from qinfer.plugins.quant.compressed_tensors_store import CompressedStore
+from qinfer.plugins.quant.kv_scales import named, stack
 from qinfer.plugins.quant.stored_format import Shapes, StoredFormat
 
 UNUSED = ("*.k_scale", "*.v_scale", "*.q_scale", "*.output_scale")
-"""Scales of the KV cache, which has one for each token and head here, found on the fly."""
+"""Scales of attention's tensors; those of queries and outputs are not used."""
+
+CACHE_SCALE = re.compile(r"\.(\d+)\.(?:self_attn|attn)\.(?:attn\.|[kv]_proj\.)?([kv])_scale$")
 
 
 class CompressedTensors(StoredFormat):
@@ -75,17 +79,29 @@ class CompressedTensors(StoredFormat):
             group = None if _matches(ignored, module) else _group(groups, module)
             if group is not None:
                 linears[name] = _linear(group, module, shape, checkpoint)
-        return StoredWeights(linears=linears, unused=UNUSED, kv_cache=_kv_cache(said))
+        kv_cache, kv_scales = _kv_cache(config, said.get("kv_cache_scheme"), checkpoint)
+        return StoredWeights(linears=linears, unused=UNUSED, kv_cache=kv_cache, kv_scales=kv_scales)
 
 
-def _kv_cache(said: Mapping[str, Any]) -> str:
-    """The dtype of kv_cache_scheme. Raises Unsupported for one that no cache has."""
-    scheme = said.get("kv_cache_scheme")
+def _kv_cache(
+    config: ModelConfig, scheme: Any, checkpoint: StoredTensors
+) -> tuple[str, Array | None]:
+    """The dtype of kv_cache_scheme, and the scales unless they are found on the fly. Raises
+    Unsupported for a kind that no cache has.
+    """
     if not scheme:
-        return ""
+        return "", None
     kinds = {"float": "float8_e4m3fn", "int": "int8"}
-    if isinstance(scheme, Mapping) and scheme.get("num_bits") == 8 and scheme.get("type") in kinds:
-        return kinds[scheme["type"]]
+    said = scheme if isinstance(scheme, Mapping) else {}
+    if said.get("num_bits") == 8 and said.get("type") in kinds and said.get("symmetric", True):
+        dtype = kinds[scheme["type"]]
+        if scheme.get("dynamic"):
+            return dtype, None
+        found = {
+            at: read_floats(checkpoint, name, math.prod(checkpoint.shape(name)))
+            for at, name in named(checkpoint.names(), CACHE_SCALE).items()
+        }
+        return dtype, stack(config, found, f"{checkpoint.folder}: the KV cache")
     raise Unsupported(
         f"config.json: no KV cache is held as {scheme!r:.120}",
         remedy="Remove kv_cache_scheme from quantization_config, and use --kv-cache-dtype.",

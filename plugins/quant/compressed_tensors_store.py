@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ class CompressedStore:
 
     def linear(self, name: str, scheme: Scheme, arrays: Mapping[str, Array]) -> dict[str, Array]:
         """Integers packed into words where only weights are quantised, else as they are."""
-        if {"smooth", "shift", "order", "zero"} & arrays.keys():
+        if {"smooth", "shift", "order"} & arrays.keys():
             raise Unsupported(f"{name}: compressed-tensors cannot hold what scales an input")
         module = name.removesuffix(".weight")
         weight, scale = np.asarray(arrays["weight"]), np.asarray(arrays["scale"])
@@ -28,36 +29,56 @@ class CompressedStore:
             bits = int(scheme.weight_dtype[-1])
             tensors[f"{module}.weight_packed"] = pack(weight, bits)
             tensors[f"{module}.weight_shape"] = np.array(weight.shape, np.int64)
+            if "zero" in arrays:  # packed along the outputs
+                zero = np.asarray(arrays["zero"]).astype(np.int8)
+                words = pack(np.ascontiguousarray(zero.T), bits)
+                tensors[f"{module}.weight_zero_point"] = np.ascontiguousarray(words.T)
         else:
             tensors[f"{module}.weight"] = weight
         if "input_scale" in arrays:
             tensors[f"{module}.input_scale"] = np.asarray(arrays["input_scale"])
         return tensors
 
+    def cache(self, attention: str, scales: Array) -> dict[str, Array]:
+        """A scale for each head, as the strategy "attn_head" has them."""
+        shape = (-1, 1, 1)
+        return {
+            f"{attention}.{kind}_scale": np.asarray(row).reshape(shape)
+            for kind, row in zip("kv", scales, strict=True)
+        }
+
     def files(
         self,
         raw: Mapping[str, Any],
         linears: Mapping[str, tuple[Scheme, Mapping[str, Array]]],
         plain: Sequence[str],
+        kv_cache: str,
+        kv_scales: Mapping[str, Array],
     ) -> dict[str, Any]:
-        """config.json with one group of all quantised linears, the others ignored by name."""
-        (scheme,) = {scheme for scheme, _ in linears.values()}
+        """config.json with a group for each way that linears are quantised, the others ignored by
+        name.
+        """
+        groups: dict[str, Any] = {}
+        for name, (scheme, arrays) in linears.items():
+            own = {
+                "weights": _weights(scheme, arrays),
+                "input_activations": _inputs(scheme),
+                "output_activations": None,
+            }
+            group = groups.setdefault(json.dumps(own), {"targets": [], **own})
+            group["targets"].append(name.removesuffix(".weight"))
+        if len(groups) == 1:
+            next(iter(groups.values()))["targets"] = ["Linear"]
+        scheme = next(iter(linears.values()))[0]
         ignored = {name.removesuffix(".weight") for name in plain} | {"lm_head"}
         said = {
             "quant_method": "compressed-tensors",
             "format": _form(scheme),
             "quantization_status": "compressed",
             "global_compression_ratio": None,
-            "kv_cache_scheme": None,
+            "kv_cache_scheme": _cache(kv_cache),
             "ignore": sorted(ignored),
-            "config_groups": {
-                "group_0": {
-                    "targets": ["Linear"],
-                    "weights": _weights(scheme),
-                    "input_activations": _inputs(scheme),
-                    "output_activations": None,
-                }
-            },
+            "config_groups": {f"group_{n}": group for n, group in enumerate(groups.values())},
         }
         return {"config.json": {**raw, "quantization_config": said}}
 
@@ -81,17 +102,22 @@ def _form(scheme: Scheme) -> str:
     return "float-quantized" if "float8" in scheme.weight_dtype else "int-quantized"
 
 
+def _cache(dtype: str) -> dict[str, Any] | None:
+    return {**_args(dtype), "strategy": "attn_head", "dynamic": False} if dtype else None
+
+
 def _args(dtype: str) -> dict[str, Any]:
     kind, bits = ("float", 8) if "float8" in dtype else ("int", int(dtype[-1]))
     return {"num_bits": bits, "type": kind, "symmetric": True}
 
 
-def _weights(scheme: Scheme) -> dict[str, Any]:
-    size = scheme.group_size or None
+def _weights(scheme: Scheme, arrays: Mapping[str, Array]) -> dict[str, Any]:
+    by_group = arrays["scale"].ndim == 2 and arrays["scale"].shape[1] > 1
     return {
         **_args(scheme.weight_dtype),
-        "strategy": scheme.weight_scale,
-        "group_size": size,
+        "symmetric": "zero" not in arrays,
+        "strategy": "group" if by_group else "channel",
+        "group_size": scheme.group_size if by_group else None,
         "dynamic": False,
     }
 

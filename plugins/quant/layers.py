@@ -10,12 +10,11 @@ from qinfer.core.protocols import ExpertLayer, Layer
 from qinfer.core.types import Array, LinearSpec, Scheme
 from qinfer.cuda_ops import ops
 from qinfer.plugins.quant.a8w8 import A8W8Experts, A8W8Linear
+from qinfer.plugins.quant.expert_layers import SeparateExperts
 from qinfer.plugins.quant.fp8 import Fp8Experts, Fp8Linear
 from qinfer.plugins.quant.none import PlainExperts, PlainLinear
 from qinfer.plugins.quant.wint4 import Int4Experts, Int4Linear
 from qinfer.plugins.quant.wint8 import Int8Experts, Int8Linear
-
-OTHERWISE = "Quantise the model in another way, or take an unquantised checkpoint."
 
 FLOATS = ("float32", "float16", "bfloat16")
 ADJUSTED = frozenset({"smooth", "shift", "order", "zero"})
@@ -47,7 +46,7 @@ def _single(spec: LinearSpec, scheme: Scheme, params: Mapping[str, Array]) -> La
         raise Unsupported(
             f"{spec.name}: no layer computes with {scheme.weight_dtype} weights scaled by "
             f"{scheme.weight_scale} and inputs scaled by {scheme.input_scale}",
-            remedy=OTHERWISE,
+            remedy="Quantise the model in another way, or take an unquantised checkpoint.",
         )
     # What changes the input first, and zero points, are the same for all of them.
     layer = make(spec, scheme, params)
@@ -57,7 +56,7 @@ def _single(spec: LinearSpec, scheme: Scheme, params: Mapping[str, Array]) -> La
 
 
 def _experts(spec: LinearSpec, scheme: Scheme, params: Mapping[str, Array]) -> ExpertLayer:
-    """The layer of experts that are all held alike. Raises Unsupported."""
+    """The layer of all experts, or one for each where no operator does them together."""
     if scheme.weight_dtype in FLOATS and params.keys() == {"weight"}:
         return PlainExperts(spec, scheme, params)
     kind = scheme.weight_dtype, scheme.weight_scale, scheme.input_scale
@@ -67,12 +66,7 @@ def _experts(spec: LinearSpec, scheme: Scheme, params: Mapping[str, Array]) -> E
         size = spec.in_features // params["scale"].shape[1]
         if size % NATIVE_GROUP == 0:
             return Int4Experts(spec, _repeated(params, size))
-    raise Unsupported(
-        f"{spec.name}: no layer of experts computes with {scheme.name} weights scaled by "
-        f"{scheme.weight_scale} and inputs scaled by {scheme.input_scale}; experts must be held "
-        "alike, without zero points, act-order or smoothing",
-        remedy=OTHERWISE,
-    )
+    return SeparateExperts(spec, scheme, params, _single)
 
 
 class Fp8StaticLinear:

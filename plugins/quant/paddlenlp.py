@@ -2,36 +2,36 @@
 
 Format: weights [in, out] under Paddle's names hold the quantised numbers, in the original float
 type or as int8 or e4m3; act_scales.json, weight_scales.json hold absolute maxima, which stand for
-127 in int8 and 448 in e4m3. A linear without scales has a plain weight. With smoothing of all
-linears, ``shift_bias`` and ``smooth_weight`` change the input of o_proj and down_proj first, and
-their names may have ``.layer`` in them; a norm's ``bias`` shifts the input of the linears after it.
+127 in int8 and 448 in e4m3. A linear without scales has a plain weight. With c8 in the type,
+cachekv_scales.json holds those of each head's keys and values, for an int8 cache. With smoothing
+of all linears, ``shift_bias`` and ``smooth_weight`` change the input of o_proj and down_proj first,
+and their names may have ``.layer`` in them; a norm's ``bias`` shifts the input of the linears after
+it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qinfer.core.arrays import numpy_dtype, round_to
-from qinfer.core.checkpoint.json_file import read_json
-from qinfer.core.checkpoint.stored_arrays import AGAIN, bad, check_floats, read_floats
-from qinfer.core.errors import BadCheckpoint, Unsupported
+from qinfer.core.checkpoint.stored_arrays import AGAIN, bad, read_floats
+from qinfer.core.errors import BadCheckpoint
 from qinfer.core.protocols import StoredTensors
 from qinfer.core.specs import hookimpl
 from qinfer.core.stored import StoredLinear, StoredWeights
 from qinfer.core.types import Array, ModelConfig, PluginInfo, Scheme
 from qinfer.plugins.quant.none import plain_scheme
+from qinfer.plugins.quant.paddlenlp_scales import BY_ROWS, PaddleScales, cache_scales
 from qinfer.plugins.quant.paddlenlp_store import PaddleStore
 from qinfer.plugins.quant.stored_format import Shapes, StoredFormat
 
-MAX_BYTES = 256 * 2**20
 HELD = ("BF16", "F16", "F32", "I8", "F8_E4M3")
-BY_ROWS = ("o_proj", "down_proj")
-"""Split by inputs where several cards share a layer; the others are split by outputs."""
+OWN_BIAS = ("q_proj", "k_proj", "v_proj", "c_attn")
+"""Linears whose bias is the model's; others have one from shifting."""
 NORMS = {"self_attn": "input_layernorm", "mlp": "post_attention_layernorm"}
 
 
@@ -60,92 +60,20 @@ class PaddleNlp(StoredFormat):
     ) -> StoredWeights:
         """Every weight with scales, and plain ones that other tensors belong to."""
         form = "float8_e4m3fn" if "fp8" in str(said["quant_type"]) else "int8"
-        scales = _Scales(checkpoint.folder, form)
+        scales = PaddleScales(checkpoint.folder, form)
         found: dict[str, StoredLinear] = {}
         for name, shape in weights.items():
             linear = _Linear(name, shape, config, checkpoint)
             if linear.weight:
                 found |= linear.stored(scales, form)
+        is_c8 = "c8" in str(said["quant_type"])
         # Observers leave their own copies of what the JSON files say.
         return StoredWeights(
             linears=found,
             unused=("*_quanter*", "*.dequanter*", "*_scale"),
-            kv_cache="int8" if "c8" in str(said["quant_type"]) else "",
+            kv_cache="int8" if is_c8 else "",
+            kv_scales=cache_scales(checkpoint.folder, config) if is_c8 else None,
         )
-
-
-class _Scales:
-    """The JSON files of scales, of one card or several."""
-
-    def __init__(self, folder: Path, form: str) -> None:
-        self.folder, self.top = folder, 127.0 if form == "int8" else 448.0
-        self._act, self._weight = self._files("act_scales"), self._files("weight_scales")
-
-    def _files(self, stem: str) -> list[dict[str, Any]]:
-        single = self.folder / f"{stem}.json"
-        ranks = sorted(self.folder.glob(f"{stem}_*.json"), key=lambda p: (len(p.name), p.name))
-        paths = [single] if single.exists() else ranks
-        if not paths:
-            raise BadCheckpoint(
-                f"{self.folder} is quantised by PaddleNLP and holds no {stem}.json.",
-                remedy="Copy the scale files beside the weights.",
-            )
-        return [read_json(path, MAX_BYTES) for path in paths]
-
-    def input_scale(self, module: str) -> NDArray[np.float32] | None:
-        """[1], or None for a linear without."""
-        found = self._find(self._act, module, "activation_quanter")
-        if not found:
-            return None
-        if any(len(part) != 1 or part[0] != found[0][0] for part in found):
-            raise Unsupported(
-                f"act_scales: {module} has {[len(part) for part in found]} scales that differ",
-                remedy="Calibrate on one card, with a scale for each whole activation tensor.",
-            )
-        scale: NDArray[np.float32] = np.maximum(found[0] / self.top, 1e-30).astype(np.float32)
-        return scale
-
-    def weight_scale(self, module: str, out: int) -> NDArray[np.float32] | None:
-        """[out], or None for a linear without."""
-        found = self._find(self._weight, module, "weight_quanter")
-        if not found:
-            return None
-        if len(found) > 1 and module.endswith(BY_ROWS):
-            if any(not np.array_equal(part, found[0]) for part in found):
-                raise Unsupported(
-                    f"weight_scales: {module} has other scales on each card, by inputs",
-                    remedy="Calibrate on one card.",
-                )
-            found = found[:1]
-        scale = np.concatenate(found)
-        if len(scale) == 1:
-            scale = np.repeat(scale, out)
-        if len(scale) != out:
-            raise BadCheckpoint(
-                f"{self.folder}/weight_scales: {module} has {len(scale)} scales where {out} are "
-                "needed.",
-                remedy=AGAIN,
-            )
-        return (scale / self.top).astype(np.float32)
-
-    def _find(
-        self, files: list[dict[str, Any]], module: str, what: str
-    ) -> list[NDArray[np.float64]]:
-        found = []
-        for scales in files:
-            for key in (f"{module}.{what}", f"{module}.layer.{what}"):
-                if key in scales:
-                    found.append(self._floats(scales[key], key))
-                    break
-        return found
-
-    def _floats(self, value: Any, key: str) -> NDArray[np.float64]:
-        try:
-            array = np.asarray(value, np.float64).reshape(-1)
-        except (TypeError, ValueError):
-            array = np.full(1, np.nan)
-        check_floats(array, True, f"{self.folder}: the scale of {key}")
-        return array
 
 
 class _Linear:
@@ -158,10 +86,7 @@ class _Linear:
         self.module = name.removesuffix(".weight")
         self.weight = self._there("weight")
         self.smooth, self.shift = self._there("smooth_weight"), self._there("shift_bias")
-        # The biases of q, k and v are the model's own; others come from shifting.
-        self.bias = (
-            "" if self.module[-6:] in ("q_proj", "k_proj", "v_proj") else self._there("bias")
-        )
+        self.bias = "" if self.module.endswith(OWN_BIAS) else self._there("bias")
         parent, _, kind = self.module.rpartition(".")
         layer, _, block = parent.rpartition(".")
         norm = f"{layer}.{NORMS.get(block, '')}.bias"
@@ -173,7 +98,7 @@ class _Linear:
         choices = (f"{self.module}.{part}", f"{self.module}.layer.{part}")
         return next((name for name in choices if name in names), "")
 
-    def stored(self, scales: _Scales, form: str) -> dict[str, StoredLinear]:
+    def stored(self, scales: PaddleScales, form: str) -> dict[str, StoredLinear]:
         """The linear by its plain name, or nothing where it is a plain weight and no more."""
         weight_scale = scales.weight_scale(self.module, self.shape[0])
         input_scale = scales.input_scale(self.module)

@@ -10,8 +10,9 @@ import numpy as np
 
 from qinfer.core.types import Array, Scheme
 
-BY_VECTORS = ("o_proj", "down_proj")
-"""What PaddleNLP gives smoothing vectors of their own with shift_smooth_all_linears."""
+BY_VECTORS = ("o_proj", "down_proj", "c_proj")
+"""What PaddleNLP gives smoothing vectors of their own with shift_smooth_all_linears; it has none
+for experts, which it does not quantise so."""
 
 
 class PaddleStore:
@@ -30,13 +31,21 @@ class PaddleStore:
             tensors[f"{module}.shift_bias"] = np.zeros_like(plain)
         return tensors
 
+    def cache(self, attention: str, scales: Array) -> dict[str, Array]:
+        """None: they are in a JSON file."""
+        return {}
+
     def files(
         self,
         raw: Mapping[str, Any],
         linears: Mapping[str, tuple[Scheme, Mapping[str, Array]]],
         plain: Sequence[str],
+        kv_cache: str,
+        kv_scales: Mapping[str, Array],
     ) -> dict[str, Any]:
-        """config.json, act_scales.json and weight_scales.json, whose scales are absolute maxima."""
+        """config.json, act_scales.json, weight_scales.json and, with an int8 cache,
+        cachekv_scales.json; the scales in them are absolute maxima.
+        """
         act: dict[str, Any] = {}
         weight: dict[str, Any] = {}
         form = ""
@@ -48,11 +57,20 @@ class PaddleStore:
             act[f"{key}.activation_quanter"] = float(arrays["input_scale"][0]) * top
             listed = (np.asarray(arrays["scale"], np.float64) * top).tolist()
             weight[f"{key}.weight_quanter"] = listed if form == "int8" else listed[0]
-        said = {"quant_type": "a8w8" if form == "int8" else "a8w8_fp8"}
+        kind = "a8w8c8" if kv_cache else "a8w8"
+        said = {"quant_type": kind if form == "int8" else f"{kind}_fp8"}
         vectors = {"smooth": True, "shift_smooth_all_linears": True} if form == "int8" else {}
         config = {**raw, "quantization_config": {**said, **vectors}}
-        return {"config.json": config, "act_scales.json": act, "weight_scales.json": weight}
+        files = {"config.json": config, "act_scales.json": act, "weight_scales.json": weight}
+        if kv_cache:
+            files["cachekv_scales.json"] = {
+                f"{attention}.cache{kind}_matmul.activation_quanter": (row * 127.0).tolist()
+                for attention, scales in kv_scales.items()
+                for kind, row in zip("kv", np.asarray(scales, np.float64), strict=True)
+            }
+        return files
 
 
 def _has_vectors(module: str, scheme: Scheme) -> bool:
-    return module.endswith(BY_VECTORS) and scheme.weight_dtype == "int8"
+    is_expert = ".experts." in module
+    return module.endswith(BY_VECTORS) and scheme.weight_dtype == "int8" and not is_expert

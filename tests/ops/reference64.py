@@ -37,13 +37,16 @@ def attention(queries, keys, values, scale, window=0):
     return out
 
 
-def held_by_cache(rows, dtype):
-    """What a KV cache keeps of rows [..., D]: rounded, where it has scales after division."""
+def held_by_cache(rows, dtype, static=None):
+    """What a KV cache keeps of rows [T, Hkv, D]: rounded, where it has scales after division.
+    ``static``: the scale of each head, otherwise each row's own."""
     largest = {"int8": 127, "float8_e4m3fn": 448}.get(dtype)
     if largest is None:
         return rows.astype(getattr(ml_dtypes, dtype, dtype)).astype(np.float32)
     magnitude = np.abs(rows).max(axis=-1, keepdims=True)
     scale = np.maximum(magnitude / np.float32(largest), np.float32(1e-30))
+    if static is not None:
+        scale = static[:, None]
     divided = np.clip(rows / scale, -largest, largest)
     kept = np.rint(divided) if dtype == "int8" else divided.astype(ml_dtypes.float8_e4m3fn)
     return kept.astype(np.float32) * scale

@@ -15,8 +15,8 @@ STALE = np.float32(np.nan)
 """What unwritten slots hold: reading one would show in every output."""
 
 
-def cache_of(blocks, kv_heads, dim, dtype="float32", fill=STALE):
-    """A layer's cache, and its scales where it has some, full of ``fill``."""
+def cache_of(blocks, kv_heads, dim, dtype="float32", fill=STALE, static=None):
+    """A layer's cache, and its scales where it has some, full of ``fill`` unless static."""
     shape = [blocks, BLOCK, kv_heads]
     scaled = dtype in ("int8", "float8_e4m3fn")
     held = [
@@ -26,15 +26,20 @@ def cache_of(blocks, kv_heads, dim, dtype="float32", fill=STALE):
         for _ in range(2)
     ]
     scales = [paddle.full(shape, fill) if scaled else None for _ in range(2)]
+    if static is not None:
+        scales = [paddle.to_tensor(part) for part in static]
     return LayerCache(keys=held[0], values=held[1], key_scales=scales[0], value_scales=scales[1])
 
 
-def paged(rng, lengths, kv_heads, dim, dtype="float32"):
-    """A cache written in random block order, its tables, and what it should then hold."""
+def paged(rng, lengths, kv_heads, dim, dtype="float32", static=None):
+    """A cache written in random block order, its tables, and what it should then hold.
+
+    ``static``: scales of keys and of values, [kv_heads] each.
+    """
     blocks = [-(-length // BLOCK) for length in lengths]
     order = rng.permutation(sum(blocks) + 3)
     tables = np.full((len(lengths), max(blocks)), sum(blocks) + 2, np.int32)
-    cache = cache_of(sum(blocks) + 3, kv_heads, dim, dtype)
+    cache = cache_of(sum(blocks) + 3, kv_heads, dim, dtype, static=static)
     still = np.repeat([[1.0, 0.0]], dim, axis=1)  # cosines 1 and sines 0: no rotation
     contents, used = [], 0
     for row, length in enumerate(lengths):
@@ -53,7 +58,13 @@ def paged(rng, lengths, kv_heads, dim, dtype="float32"):
             cache,
             paddle.to_tensor(slots),
         )
-        contents.append([reference64.held_by_cache(part, dtype) for part in pair])
+        by_head = static or [None, None]
+        contents.append(
+            [
+                reference64.held_by_cache(part, dtype, own)
+                for part, own in zip(pair, by_head, strict=True)
+            ]
+        )
     return cache, tables, contents
 
 
@@ -73,7 +84,22 @@ def paged(rng, lengths, kv_heads, dim, dtype="float32"):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "float8_e4m3fn"])
 @pytest.mark.parametrize("window", [0, 1, 7, 1000])
 def test_paged_attention(heads, kv_heads, dim, counts, lengths, window, dtype, rng):
-    cache, tables, contents = paged(rng, lengths, kv_heads, dim, dtype)
+    check_attention(rng, heads, kv_heads, dim, counts, lengths, window, dtype)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 4, 16), (9, 3, 64), (5, 1, 20)])
+@pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn"])
+@pytest.mark.parametrize("largest", [1.5, 6.0])
+def test_static_scales_of_the_cache(heads, kv_heads, dim, dtype, largest, rng):
+    """A scale for each head, some of which clip: nothing is written beside keys and values."""
+    top = {"int8": 127, "float8_e4m3fn": 448}[dtype]
+    spread = rng.uniform(0.5, 1, (2, kv_heads)).astype(np.float32)
+    static = list(spread * np.float32(largest / top))
+    check_attention(rng, heads, kv_heads, dim, [1, 17, 3], [8, 17, 31], 0, dtype, static)
+
+
+def check_attention(rng, heads, kv_heads, dim, counts, lengths, window, dtype, static=None):
+    cache, tables, contents = paged(rng, lengths, kv_heads, dim, dtype, static)
     queries = rng.normal(size=(sum(counts), heads, dim)).astype(np.float32)
     starts = np.cumsum([0, *counts]).astype(np.int32)
     got = ops.paged_attention(

@@ -153,9 +153,12 @@ def test_the_kv_cache_is_what_the_checkpoint_wants(tmp_path, kind, dtype):
     def change(config, tensors):
         scheme = {"num_bits": 8, "type": kind, "strategy": "tensor", "dynamic": False}
         config["quantization_config"]["kv_cache_scheme"] = scheme
-        tensors["model.layers.0.self_attn.k_scale"] = np.ones(1, np.float32)
+        for name in ("k_scale", "v_scale"):
+            tensors[f"model.layers.0.self_attn.{name}"] = np.full(1, 0.5, np.float32)
 
-    assert open_folder(changed(tmp_path, "ct-int8-static", change)).plan.kv_cache == dtype
+    plan = open_folder(changed(tmp_path, "ct-int8-static", change)).plan
+    assert plan.kv_cache == dtype
+    np.testing.assert_array_equal(plan.kv_scales, np.full((1, 2, 1), 0.5))
 
 
 def test_a_reader_refuses_a_checkpoint_that_is_not_quantised(tmp_path):

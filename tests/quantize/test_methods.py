@@ -5,8 +5,13 @@ import numpy as np
 import pytest
 
 from qinfer.core.quantize.gptq import gptq
-from qinfer.core.quantize.linear import quantise_linear
-from qinfer.core.quantize.rounding import TOPS, Grid, input_scale, rounded_input
+from qinfer.core.quantize.linear import Recipe, quantise_linear
+from qinfer.core.quantize.rounding import (
+    TOPS,
+    Grid,
+    input_scale,
+    rounded_input,
+)
 from qinfer.core.quantize.scaling import awq_candidates, best_scale, smooth_candidates
 from qinfer.core.types import Scheme
 
@@ -27,7 +32,8 @@ def layer(rng):
 def test_a_grid_rounds_to_the_nearest_of_its_numbers(dtype, group, rng):
     weight = rng.normal(size=(5, 48)).astype(np.float32)
     grid = Grid(dtype=dtype, group=group)
-    scale = grid.scales(weight)
+    fit = grid.fit(weight)
+    scale = fit.scale
     tiles = np.abs(weight).reshape(5, -1, group or 48)
     np.testing.assert_allclose(scale, tiles.max(axis=2) / TOPS[dtype], rtol=1e-6)
     whole = np.repeat(scale, group or 48, axis=1)
@@ -37,9 +43,9 @@ def test_a_grid_rounds_to_the_nearest_of_its_numbers(dtype, group, rng):
     else:
         numbers = np.arange(-TOPS[dtype] - 1, TOPS[dtype] + 1)
     nearest = np.abs(weight[..., None] / whole[..., None] - numbers).min(axis=-1)
-    rounded = grid.rounded(weight, scale)
+    rounded = grid.rounded(weight, fit)
     np.testing.assert_allclose(np.abs(rounded - weight) / whole, nearest, atol=1e-4)
-    codes = grid.codes(weight, scale)
+    codes = grid.codes(weight, fit)
     assert codes.dtype.name == ("float8_e4m3fn" if "float8" in dtype else "int8")
     np.testing.assert_allclose(codes.astype(np.float32) * whole, rounded, rtol=1e-6)
 
@@ -49,8 +55,8 @@ def test_a_searched_scale_makes_no_larger_error(dtype, rng):
     weight = (rng.standard_t(3, size=(20, 64))).astype(np.float32)
     grid = Grid(dtype=dtype)
     errors = [
-        ((grid.rounded(weight, grid.scales(weight, search=search)) - weight) ** 2).sum(axis=1)
-        for search in (False, True)
+        ((grid.rounded(weight, grid.fit(weight, by)) - weight) ** 2).sum(axis=1)
+        for by in ("absmax", "mse")
     ]
     assert (errors[1] <= errors[0]).all()
     if dtype == "int4":
@@ -61,8 +67,8 @@ def test_zeros_stay_zeros():
     weight = np.zeros((3, 16), np.float32)
     for dtype in DTYPES:
         grid = Grid(dtype=dtype)
-        for search in (False, True):
-            assert not grid.rounded(weight, grid.scales(weight, search=search)).any()
+        for by in ("absmax", "mse"):
+            assert not grid.rounded(weight, grid.fit(weight, by)).any()
 
 
 def test_activations_by_token_and_by_one_scale(rng):
@@ -70,7 +76,7 @@ def test_activations_by_token_and_by_one_scale(rng):
     grid = Grid(dtype="int8")
     by_token = rounded_input(grid, x, None)
     assert np.abs(by_token - x).max(axis=1) == pytest.approx(np.abs(x).max(axis=1) / 254, rel=0.5)
-    fixed = input_scale(grid, x, search=False)
+    fixed = input_scale(grid, x, "absmax")
     assert fixed == pytest.approx(np.abs(x).max() / 127)
     assert np.abs(rounded_input(grid, x, fixed) - x).max() <= fixed / 2 * 1.001
 
@@ -83,19 +89,19 @@ def error_of(weight, held, x):
 def test_gptq_halves_the_outputs_error_on_correlated_inputs(dtype, group, layer):
     weight, x = layer
     grid = Grid(dtype=dtype, group=group)
-    scale = grid.scales(weight)
-    held = gptq(weight, x, grid, scale)
-    assert error_of(weight, held, x) < 0.5 * error_of(weight, grid.rounded(weight, scale), x)
+    fit = grid.fit(weight)
+    held = gptq(weight, x, grid, fit)
+    assert error_of(weight, held, x) < 0.5 * error_of(weight, grid.rounded(weight, fit), x)
     # What it gives lies on the grid.
-    np.testing.assert_allclose(grid.rounded(held, scale), held, atol=1e-6)
+    np.testing.assert_allclose(grid.rounded(held, fit), held, atol=1e-6)
 
 
 def test_gptq_on_independent_inputs_is_plain_rounding(rng):
     weight = rng.normal(size=(10, 32)).astype(np.float32)
     grid = Grid(dtype="int4")
-    scale = grid.scales(weight)
-    held = gptq(weight, np.eye(32, dtype=np.float32) * 3, grid, scale)
-    np.testing.assert_array_equal(held, grid.rounded(weight, scale))
+    fit = grid.fit(weight)
+    held = gptq(weight, np.eye(32, dtype=np.float32) * 3, grid, fit)
+    np.testing.assert_array_equal(held, grid.rounded(weight, fit))
 
 
 def test_gptq_follows_the_algorithm_column_by_column(rng):
@@ -103,26 +109,27 @@ def test_gptq_follows_the_algorithm_column_by_column(rng):
     weight = rng.normal(size=(4, 12)).astype(np.float32)
     x = (rng.normal(size=(50, 12)) @ rng.normal(size=(12, 12))).astype(np.float32)
     grid = Grid(dtype="int4")
-    scale = grid.scales(weight)
+    fit = grid.fit(weight)
     hessian = x.T.astype(np.float64) @ x
     hessian += 0.01 * np.mean(np.diag(hessian)) * np.eye(12)
     order = np.argsort(-np.diag(x.T @ x), kind="stable")
+    scale = fit.scale[:, 0]
     left, expected, remaining = weight.astype(np.float64), np.zeros((4, 12)), list(order)
     while remaining:
         inverse = np.linalg.inv(hessian[np.ix_(remaining, remaining)])
         column = remaining[0]
-        expected[:, column] = np.clip(np.rint(left[:, column] / scale[:, 0]), -8, 7) * scale[:, 0]
+        expected[:, column] = np.clip(np.rint(left[:, column] / scale), -8, 7) * scale
         error = (left[:, column] - expected[:, column]) / inverse[0, 0]
         left[:, remaining] -= error[:, None] * inverse[0]
         remaining = remaining[1:]
-    np.testing.assert_allclose(gptq(weight, x, grid, scale), expected, atol=1e-4)
+    np.testing.assert_allclose(gptq(weight, x, grid, fit), expected, atol=1e-4)
 
 
 def test_gptq_survives_inputs_that_are_always_zero(layer):
     weight, x = layer
     x[:, 5] = 0
     grid = Grid(dtype="int4")
-    assert np.isfinite(gptq(weight, x, grid, grid.scales(weight))).all()
+    assert np.isfinite(gptq(weight, x, grid, grid.fit(weight))).all()
 
 
 @pytest.mark.parametrize("candidates", [smooth_candidates, awq_candidates])
@@ -131,7 +138,7 @@ def test_the_best_scale_is_the_best_of_those_tried(candidates, layer):
     grid = Grid(dtype="int8")
 
     def outputs(inputs, weights):
-        return rounded_input(grid, inputs, None) @ grid.rounded(weights, grid.scales(weights)).T
+        return rounded_input(grid, inputs, None) @ grid.rounded(weights, grid.fit(weights)).T
 
     def error(scale):
         return ((outputs(x / scale, weight * scale) - x @ weight.T) ** 2).sum()
@@ -148,7 +155,8 @@ def test_a_linears_report_is_the_error_of_its_arrays(method, input_kind, layer):
     weight, x = layer
     scheme = Scheme(name="a8w8", weight_dtype="int8", weight_scale="channel",
                     input_dtype="int8", input_scale=input_kind)  # fmt: skip
-    made = quantise_linear(weight, x, scheme, method.split("+"), may_scale=True)
+    recipe = Recipe(scheme=scheme, methods=method.split("+"), may_scale=True)
+    made = quantise_linear(weight, x, recipe)
     arrays = made.arrays
     assert ("smooth" in arrays) == ("smoothquant" in method)
     eased = x * arrays.get("smooth", np.float32(1))

@@ -176,8 +176,9 @@ class Attention {
 
   // Of the sixteen slots from `slot`, whose unwritten ones may hold anything.
   F32 scales(const float* scales, int64_t slot) const {
-    if constexpr (Holds::kMost > 0) return load<F32>(scales + cache_.group(slot, kv_head_));
-    return splat(1);
+    if constexpr (Holds::kMost == 0) return splat(1);
+    if (cache_.is_static) return splat(scales[kv_head_]);
+    return load<F32>(scales + cache_.group(slot, kv_head_));
   }
 
   const Paged& p_;

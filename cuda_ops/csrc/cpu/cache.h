@@ -11,11 +11,12 @@ namespace qinfer {
 enum class CacheType : int { kF32, kBF16, kInt8, kE4M3 };
 
 // One layer. int8 and e4m3 numbers stand for number * scale; the scale of a slot's KV head lies at
-// [slot / 16, kv_head, slot % 16].
+// [slot / 16, kv_head, slot % 16], or at [kv_head] where it is static.
 struct Cache {
   CacheType type;
   void *keys, *values;
   float *key_scales, *value_scales;  // null for floats
+  bool is_static;
   int64_t block_size, kv_heads, dim;
 
   // Where what belongs to one KV head of sixteen slots starts: scales, and keys times `dim`.

@@ -7,12 +7,20 @@
 namespace qinfer {
 namespace {
 
-// Write `dim` numbers, one every `stride`, each divided by the scale that is returned.
+// The scale of a head's numbers: its static one, or by the largest of them, which is then written.
 template <typename Holds>
-float write_row(const float* from, typename Holds::Item* to, int64_t stride, int64_t dim) {
-  float scale = 1;
-  if constexpr (Holds::kMost > 0)
-    scale = std::max(largest_magnitude(from, dim) / Holds::kMost, 1e-30f);
+float scale_of(const float* row, const Cache& cache, bool is_key, int64_t slot, int64_t head) {
+  float* scales = is_key ? cache.key_scales : cache.value_scales;
+  if (cache.is_static) return scales[head];
+  const int64_t lane = slot % kLanes;
+  return scales[cache.group(slot - lane, head) + lane] =
+             std::max(largest_magnitude(row, cache.dim) / Holds::kMost, 1e-30f);
+}
+
+// Write `dim` numbers, one every `stride`, each divided by `scale` where they are held scaled.
+template <typename Holds>
+void write_row(const float* from, float scale, typename Holds::Item* to, int64_t stride,
+               int64_t dim) {
   for (int64_t d = 0; d < dim; d += kLanes) {
     F32 v = load<F32>(from + d);
     if constexpr (Holds::kMost > 0) v /= scale;
@@ -24,7 +32,6 @@ float write_row(const float* from, typename Holds::Item* to, int64_t stride, int
     Holds::write(items, v);
     for (int i = 0; i < kLanes; ++i) to[(d + i) * stride] = items[i];
   }
-  return scale;
 }
 
 // The head rotated and times `factor`; normalised before if there are weights for that.
@@ -51,16 +58,15 @@ template <typename Holds>
 void write_head(const float* row, const Cache& cache, bool is_key, int64_t slot, int64_t head) {
   using Item = typename Holds::Item;
   const int64_t lane = slot % kLanes, group = slot - lane;
-  float scale;
+  float scale = 1;
+  if constexpr (Holds::kMost > 0) scale = scale_of<Holds>(row, cache, is_key, slot, head);
   if (is_key) {
     Item* to = static_cast<Item*>(cache.keys) + cache.group(group, head) * cache.dim + lane;
-    scale = write_row<Holds>(row, to, kLanes, cache.dim);
+    write_row<Holds>(row, scale, to, kLanes, cache.dim);
   } else {
     Item* to = static_cast<Item*>(cache.values) + (slot * cache.kv_heads + head) * cache.dim;
-    scale = write_row<Holds>(row, to, 1, cache.dim);
+    write_row<Holds>(row, scale, to, 1, cache.dim);
   }
-  if constexpr (Holds::kMost > 0)
-    (is_key ? cache.key_scales : cache.value_scales)[cache.group(group, head) + lane] = scale;
 }
 
 template <typename Holds>

@@ -1,0 +1,58 @@
+"""Putting the calibration data through a model once, over a cache of floats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qinfer.core.device import import_paddle, place
+from qinfer.core.protocols import Model
+from qinfer.core.types import Array, LayerCache, ModelConfig, StepInput
+
+BLOCK_SIZE = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """What the model left: each layer's keys and values, the slots that hold some, and the logits
+    [sequences, vocab_size] after each sequence's last token.
+    """
+
+    cache: Sequence[LayerCache]
+    slots: NDArray[np.int64]
+    logits: Array
+
+
+def run_calibration(model: Model, config: ModelConfig, pieces: Sequence[Sequence[int]]) -> Pass:
+    """Put all sequences through the model together."""
+    paddle = import_paddle()
+    counts = [len(piece) for piece in pieces]
+    blocks = [-(-count // BLOCK_SIZE) for count in counts]
+    starts = np.cumsum([0, *blocks[:-1]])
+    tables = np.zeros((len(pieces), max(blocks)), np.int32)
+    for row, (start, count) in enumerate(zip(starts, blocks, strict=True)):
+        tables[row, :count] = np.arange(start, start + count)
+    positions = [np.arange(count) for count in counts]
+    slots = np.concatenate(
+        [start * BLOCK_SIZE + at for start, at in zip(starts, positions, strict=True)]
+    ).astype(np.int64)
+    batch = StepInput(
+        token_ids=place(np.concatenate([np.asarray(piece, np.int64) for piece in pieces])),
+        positions=place(np.concatenate(positions).astype(np.int64)),
+        query_starts=place(np.cumsum([0, *counts]).astype(np.int32)),
+        seq_lens=place(np.array(counts, np.int32)),
+        slot_mapping=place(slots),
+        block_tables=place(tables),
+        logit_rows=place(np.cumsum(counts).astype(np.int64) - 1),
+    )
+    shape = [sum(blocks), BLOCK_SIZE, config.num_kv_heads, config.head_dim]
+    cache = [
+        LayerCache(keys=paddle.empty(shape), values=paddle.empty(shape))
+        for _ in range(config.num_layers)
+    ]
+    with paddle.no_grad():
+        logits = model(batch, cache)
+    return Pass(cache=cache, slots=slots, logits=logits)

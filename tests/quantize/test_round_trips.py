@@ -1,0 +1,104 @@
+"""Quantised, written and read again: the same logits, bit for bit, in both formats."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from goldens import tiny
+from qinfer.core.progress import NoProgress
+from qinfer.core.quantize import quantize as quantizing
+from qinfer.core.quantize.forward import run_calibration
+from qinfer.core.quantize.settings import QuantizeSettings
+from qinfer.core.session import load_model, select
+from qinfer.core.types import RunConfig
+from qinfer.cuda_ops import table
+
+LENGTH = 48
+FAMILIES = ["qwen_plain", "qwen3", "qwen3_moe", "moe_norm"]
+EVERYWHERE = [
+    {"quant": "wint8", "method": "awq+gptq"},
+    {"quant": "wint4", "group_size": 16},
+    {"quant": "a8w8", "method": "smoothquant+gptq"},
+    {"quant": "fp8", "kv_cache_dtype": "fp8"},
+    {"quant": "a8w8c8", "format": "paddlenlp"},
+    {"quant": "fp8", "format": "paddlenlp", "kv_cache_dtype": "int8"},
+]
+MORE = [
+    {"quant": "wint8", "method": "percentile"},
+    {"quant": "wint4", "group_size": -1, "method": "awq+mse"},
+    {"quant": "wint4", "group_size": 16, "zero_points": True, "method": "awq+gptq"},
+    {"quant": "wint4", "group_size": -1, "zero_points": True, "method": "percentile"},
+    {"quant": "a8w8c8", "activations": "tensor", "method": "smoothquant+mse"},
+    {"quant": "a8w8", "format": "paddlenlp", "method": "mse", "skip": "*.down,layers.1.*"},
+    {"quant": "fp8", "activations": "tensor", "method": "percentile", "kv_cache_dtype": "int8"},
+]
+CASES = [
+    *((family, changes) for family in FAMILIES for changes in EVERYWHERE),
+    *((family, changes) for family in ("gqa", "moe") for changes in (*EVERYWHERE, *MORE)),
+]
+
+
+def name_of(value):
+    return "-".join(map(str, value.values())) if isinstance(value, dict) else value
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A bfloat16 checkpoint of each family, written once."""
+    made = {}
+
+    def folder(family):
+        if family not in made:
+            path = tmp_path_factory.mktemp("round") / family
+            made[family] = tiny.write_checkpoint(path, tiny.CASES[family], dtype="bfloat16")
+        return made[family]
+
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def reference(monkeypatch):
+    monkeypatch.setenv("QINFER_OPERATORS", "reference")
+    table.use(table.REFERENCE)
+
+
+def quantised(folder, output, monkeypatch, **changes):
+    """What ``quantize`` writes, and what it computed with while it quantised: the logits after the
+    tokens it calibrated with, and the KV cache's scales.
+    """
+    tokens = np.random.default_rng(7).integers(0, 150, LENGTH).tolist()
+    seen = {}
+
+    def watched(name, original):
+        def call(*arguments):
+            seen[name] = original(*arguments)
+            return seen[name]
+
+        monkeypatch.setattr(quantizing, original.__name__, call)
+
+    watched("left", quantizing.run_calibration)
+    watched("scales", quantizing.cache_scales)
+    monkeypatch.setattr(quantizing, "_pieces", lambda *_: [tokens])
+    settings = QuantizeSettings(model=str(folder), **changes)
+    report = quantizing.quantize(settings, output, NoProgress())
+    return tokens, seen["left"].logits.numpy(), seen.get("scales", (None,))[0], report
+
+
+@pytest.mark.parametrize(("family", "changes"), CASES, ids=name_of)
+def test_the_logits_are_those_of_the_model_that_was_written(
+    folders, tmp_path, monkeypatch, family, changes
+):
+    output = tmp_path / "out"
+    tokens, logits, scales, report = quantised(folders(family), output, monkeypatch, **changes)
+    run = RunConfig(model=str(output))
+    opened = load_model(run, select(run), output, NoProgress())
+    again = run_calibration(opened.model, opened.config, [tokens]).logits.numpy()
+    np.testing.assert_array_equal(again, logits)
+    assert (scales is None) == (opened.plan.kv_scales is None)
+    if scales is not None:
+        np.testing.assert_array_equal(opened.plan.kv_scales, scales)
+        assert opened.plan.kv_cache == report["kv_cache"]["dtype"]
+    count = sum(n for name, n in opened.stats.layers_by_scheme.items() if name != "none")
+    assert count == len(report["linears"])
+    assert set(opened.stats.skipped) == set(report["skipped"])
