@@ -15,7 +15,7 @@ from paddle import Tensor
 
 from qinfer.core.errors import Unsupported
 from qinfer.core.types import LayerCache, SamplingInput
-from qinfer.cuda_ops import ops
+from qinfer.cuda_ops import cuda_experts, ops
 from qinfer.cuda_ops.record import set_recorder
 from qinfer.cuda_ops.table import REFERENCE, TABLE, use
 
@@ -70,9 +70,10 @@ def load_cuda(library: Path) -> None:
         ops.edit_logits: _edit_logits,
         ops.sample: _sample,
         ops.token_logprobs: _token_logprobs,
+        **cuda_experts.VERSIONS,
     }
     for operator, version in versions.items():
-        operator.versions[CUDA] = version  # type: ignore[attr-defined]
+        operator.versions[CUDA] = version
 
 
 def empty(shape: list[int], dtype: str, device: int) -> Tensor:
