@@ -188,6 +188,12 @@ def _join_columns(parts: list[Tensor]) -> Tensor:
     return _run("qinfer_cuda_join_columns", parts)[0]
 
 
+def _quantise(weight: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
+    forms = {"int8": INT8, "float8_e4m3fn": E4M3, "int4": INT4}
+    codes, scale = _run("qinfer_cuda_quantise", weight, forms[dtype])
+    return codes, scale
+
+
 VERSIONS: Mapping[Any, Callable[..., Any]] = {
     ops.route: _route,
     ops.mix_experts: _mix_experts,
@@ -210,5 +216,6 @@ VERSIONS: Mapping[Any, Callable[..., Any]] = {
     ops.scale_shift: _scale_shift,
     ops.take_columns: _take_columns,
     ops.join_columns: _join_columns,
+    ops.quantise: _quantise,
 }
 """Operator -> its CUDA version; cuda.py enters them into the table."""

@@ -101,9 +101,15 @@ def choose_tokens(
     if greedy.all():
         chosen = argmax(edited) if best is None else best
     else:
-        arrays = (params.temperature, params.top_k, params.top_p, params.min_p, params.uniform)
-        shortlist = _shortlist(params.top_k[~greedy], logits.shape[1])
-        chosen = sample(edited, *map(paddle.to_tensor, arrays), shortlist)
+        chosen = sample(
+            edited,
+            paddle.to_tensor(params.temperature),
+            paddle.to_tensor(params.top_k),
+            paddle.to_tensor(params.top_p),
+            paddle.to_tensor(params.min_p),
+            paddle.to_tensor(params.uniform),
+            _shortlist(params.top_k[~greedy], logits.shape[1]),
+        )
     wanted = params.num_logprobs
     return chosen, None if wanted < 0 else token_logprobs(logits, chosen, wanted)
 

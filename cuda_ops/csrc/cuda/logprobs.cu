@@ -36,8 +36,7 @@ __global__ void __launch_bounds__(kThreads) logprob_kernel(const Logprobs l) {
       float sum = 0;
       for (int i = threadIdx.x; i < width; i += kThreads) sum += expf(row[i] - most);
       log_sum = logf(block_sum(sum));
-      if (threadIdx.x == 0)
-        l.picked[blockIdx.x] = row[l.chosen[blockIdx.x]] - most - log_sum;
+      if (threadIdx.x == 0) l.picked[blockIdx.x] = row[l.chosen[blockIdx.x]] - most - log_sum;
       continue;  // the best again, as the first of those wanted
     }
     last = best;
