@@ -34,7 +34,7 @@ def test_an_error_comes_where_the_parameter_is_asked_for(tmp_path):
     ahead = Ahead(checkpoint, picks, 3)
     for target, pick in picks.items():
         if target == "down.weight":
-            with pytest.raises(BadCheckpoint, match="down_proj.weight holds NaN"):
+            with pytest.raises(BadCheckpoint, match=r"down_proj.weight holds NaN"):
                 ahead.get(target, pick)
         else:
             ahead.get(target, pick)
