@@ -180,13 +180,15 @@ class Hooks:
         return plan
 
     def pack_weight(self, spec: LinearSpec, scheme: Scheme, weight: Array) -> Mapping[str, Array]:
-        """A weight as named numpy arrays; the name "bias" is left to the core."""
+        """A weight as named arrays, numpy's or on the device; the name "bias" is the core's."""
         from numpy import ndarray  # loaded by then; importing it here keeps start-up short
+        from paddle import Tensor
 
         hook = self._one("pack_weight")
         params = hook.typed(Mapping, spec=spec, scheme=scheme, weight=weight)  # type: ignore[type-abstract]
         for name, array in params.items():
-            if not isinstance(name, str) or name == "bias" or not isinstance(array, ndarray):
+            is_array = isinstance(array, (ndarray, Tensor))
+            if not isinstance(name, str) or name == "bias" or not is_array:
                 raise hook.wrong(
                     f"{name!r}: {describe(array)} where names (not bias) of arrays belong"
                 )

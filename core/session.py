@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -83,11 +84,17 @@ def select(run: RunConfig) -> Selected:
     )
 
 
-def load_model(run: RunConfig, selected: Selected, folder: Path, progress: Progress) -> LoadedModel:
+def load_model(
+    run: RunConfig,
+    selected: Selected,
+    folder: Path,
+    progress: Progress,
+    checked: Callable[[], object] = lambda: None,
+) -> LoadedModel:
     """Read a checkpoint folder into memory through the selected plugins.
 
     Raises BadCheckpoint, BrokenPlugin or Unsupported; files are checked before anything is
-    computed.
+    computed. ``checked`` is called in between, and may raise.
     """
     from qinfer.core.checkpoint.files import Checkpoint
     from qinfer.core.checkpoint.layout import plan_loading
@@ -122,7 +129,8 @@ def load_model(run: RunConfig, selected: Selected, folder: Path, progress: Progr
         plan = replace(plan, kv_cache=stored.kv_cache, kv_scales=stored.kv_scales)
     check_agreement(raw, checkpoint, selected.quant, quant)
     loading = plan_loading(checkpoint, hooks.weight_rules(config), stored.unused)
-    model, stats = _build(checkpoint, loading, config, hooks, plan, progress)
+    checked()
+    model, stats = _build(checkpoint, loading, config, hooks, plan, progress, device)
     hooks.loaded(stats)
     return LoadedModel(
         run=run,
@@ -178,8 +186,11 @@ def open_engine(run: RunConfig, selected: Selected, progress: Progress) -> Opene
 
     check_run(run)
     folder = resolve_model(run.model or None, progress=progress.note)
-    tokenizer = Tokenizer.load(folder)
-    loaded = load_model(run, selected, folder, progress)
+    # A vocabulary takes half a second to read, which passes while Paddle is imported.
+    with ThreadPoolExecutor(1) as beside:
+        reading = beside.submit(Tokenizer.load, folder)
+        loaded = load_model(run, selected, folder, progress, checked=reading.result)
+    tokenizer = reading.result()
     config, hooks = loaded.config, loaded.hooks
     # What is free is measured again: the weights are in memory now.
     cache, max_model_len = size_cache(
@@ -247,15 +258,22 @@ def _build(
     hooks: Hooks,
     plan: QuantPlan,
     progress: Progress,
+    device: DeviceInfo,
 ) -> tuple[Any, LoadStats]:
+    from qinfer.core.checkpoint.ahead import THREADS
     from qinfer.core.checkpoint.loader import StreamedParts
     from qinfer.core.device import place
 
     begin = time.perf_counter()
+    # A processor has no time to spare while it packs; a card packs by itself.
+    ahead = THREADS if device.kind == "gpu" else 0
     with progress.bar("Loading weights", loading.total_bytes) as advance:
         parts = StreamedParts(
-            checkpoint, loading, config, hooks, plan, place=place, on_tensor=advance
+            checkpoint, loading, config, hooks, plan, place=place, on_tensor=advance, ahead=ahead
         )
-        model = hooks.build_model(config, parts)
+        try:
+            model = hooks.build_model(config, parts)
+        finally:
+            parts.close()
     parts.finish()
     return model, parts.stats(time.perf_counter() - begin)

@@ -14,10 +14,10 @@ import paddle
 from paddle import Tensor
 
 from qinfer.core.errors import Unsupported
-from qinfer.core.types import LayerCache, SamplingInput
-from qinfer.cuda_ops import ops
+from qinfer.core.types import LayerCache
+from qinfer.cuda_ops import cuda_experts, ops
 from qinfer.cuda_ops.record import set_recorder
-from qinfer.cuda_ops.table import REFERENCE, TABLE, use
+from qinfer.cuda_ops.table import TABLE, use
 
 CUDA = "cuda"
 
@@ -70,9 +70,10 @@ def load_cuda(library: Path) -> None:
         ops.edit_logits: _edit_logits,
         ops.sample: _sample,
         ops.token_logprobs: _token_logprobs,
+        **cuda_experts.VERSIONS,
     }
     for operator, version in versions.items():
-        operator.versions[CUDA] = version  # type: ignore[attr-defined]
+        operator.versions[CUDA] = version
 
 
 def empty(shape: list[int], dtype: str, device: int) -> Tensor:
@@ -86,32 +87,6 @@ def empty(shape: list[int], dtype: str, device: int) -> Tensor:
             f"{size} MiB do not fit into the memory of gpu:{device}: {error}",
             remedy="Lower --kv-cache-memory or --max-model-len, or free memory (see nvidia-smi).",
         ) from error
-
-
-def choose_on_card(
-    logits: Tensor, params: SamplingInput
-) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None]:
-    """As ``ops.choose_tokens``, without a way over the computer's memory; greedy rows are the
-    sampling kernel's own case of temperature 0.
-    """
-    edited = logits
-    if params.edit_rows.shape[0]:
-        edits = (params.edit_rows, params.edit_tokens, params.edit_scale, params.edit_bias)
-        edited = _edit_logits(logits, *map(paddle.to_tensor, edits))
-    if (params.temperature == 0).all():
-        chosen = _argmax(edited)
-    else:
-        chosen = _sample(
-            edited,
-            paddle.to_tensor(params.temperature),
-            paddle.to_tensor(params.top_k),
-            paddle.to_tensor(params.top_p),
-            paddle.to_tensor(params.min_p),
-            paddle.to_tensor(params.uniform),
-            0,
-        )
-    wanted = params.num_logprobs
-    return chosen, None if wanted < 0 else _token_logprobs(logits, chosen, wanted)
 
 
 def _arrange(weight: Tensor, dtype: str) -> Tensor:
@@ -253,5 +228,5 @@ def _sample(
 
 
 def _token_logprobs(logits: Tensor, chosen: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """On the processor: asked for seldom, and Paddle has no such operators on this device."""
-    return ops.token_logprobs.versions[REFERENCE](logits.cpu(), chosen.cpu(), count)
+    picked, top, ids = _run("qinfer_cuda_token_logprobs", logits, chosen, count)
+    return picked, top, ids

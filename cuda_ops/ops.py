@@ -23,6 +23,7 @@ from qinfer.cuda_ops.linear import (
     nbytes,
 )
 from qinfer.cuda_ops.norm import add_rms_norm, rms_norm
+from qinfer.cuda_ops.packing import quantise
 from qinfer.cuda_ops.quantised import (
     add_zero_points,
     arrange_a8w8,
@@ -73,6 +74,7 @@ __all__ = [
     "mix_experts",
     "nbytes",
     "paged_attention",
+    "quantise",
     "rms_norm",
     "rotary_kv_write",
     "route",

@@ -50,12 +50,13 @@ def sample(
     """Sample each row of logits [R, V] by the inverse of its cumulative distribution.
 
     Order: temperature, top-k, top-p (the smallest set reaching p), min-p (relative to the best;
-    arXiv:2407.01082), as in transformers. Parameters [R]; ``top_k`` 0 is off; ``uniform`` in
-    [0, 1) picks the token. ``shortlist``: how many best tokens suffice for every row (0: all).
-    Returns [R] int64.
+    arXiv:2407.01082), as in transformers. Parameters [R]; temperature 0 takes the first largest
+    logit; ``top_k`` 0 is off; ``uniform`` in [0, 1) picks the token. ``shortlist``: how many best
+    tokens suffice for every row that is drawn (0: all). Returns [R] int64.
     """
     count = shortlist or logits.shape[1]
-    scaled = logits / temperature.unsqueeze(1)
+    greedy = temperature == 0
+    scaled = logits / paddle.where(greedy, paddle.ones_like(temperature), temperature).unsqueeze(1)
     best, ids = paddle.topk(scaled, count, axis=-1)
     rank = paddle.arange(count).unsqueeze(0)
     limit = paddle.where(top_k > 0, top_k, paddle.full_like(top_k, count)).unsqueeze(1)
@@ -71,7 +72,8 @@ def sample(
     # The first token whose running total exceeds the target; rounding can leave none.
     chosen = (total <= target).astype("int64").sum(axis=-1, keepdim=True)
     last = (kept > 0).astype("int64").sum(axis=-1, keepdim=True) - 1
-    return paddle.take_along_axis(ids, paddle.minimum(chosen, last), axis=1).squeeze(1)
+    drawn = paddle.take_along_axis(ids, paddle.minimum(chosen, last), axis=1).squeeze(1)
+    return paddle.where(greedy, paddle.argmax(logits, axis=-1), drawn)
 
 
 @operator
@@ -84,32 +86,30 @@ def token_logprobs(logits: Tensor, chosen: Tensor, count: int) -> tuple[Tensor, 
 
 
 def choose_tokens(
-    logits: Tensor, best: Tensor, params: SamplingInput
+    logits: Tensor, best: Tensor | None, params: SamplingInput
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None]:
     """One token for each row of logits [R, V]: edits, then greedy or sampled.
 
-    ``best`` [R] is their argmax; ``params`` holds numpy arrays. Greedy rows (temperature 0) take a
-    true argmax. Returns the tokens and, where asked for, the log-probabilities of the unedited
-    logits.
+    ``best`` [R] is their argmax where that is known; ``params`` holds numpy arrays. Returns the
+    tokens and, where asked for, the log-probabilities of the unedited logits.
     """
-    edited, chosen = logits, best
+    edited = logits
     if params.edit_rows.shape[0]:
         edits = (params.edit_rows, params.edit_tokens, params.edit_scale, params.edit_bias)
-        edited = edit_logits(logits, *map(paddle.to_tensor, edits))
-        chosen = argmax(edited)
+        edited, best = edit_logits(logits, *map(paddle.to_tensor, edits)), None
     greedy = params.temperature == 0
-    if not greedy.all():
-        temperature = np.where(greedy, np.float32(1), params.temperature)
-        drawn = sample(
+    if greedy.all():
+        chosen = argmax(edited) if best is None else best
+    else:
+        chosen = sample(
             edited,
-            paddle.to_tensor(temperature),
+            paddle.to_tensor(params.temperature),
             paddle.to_tensor(params.top_k),
             paddle.to_tensor(params.top_p),
             paddle.to_tensor(params.min_p),
             paddle.to_tensor(params.uniform),
             _shortlist(params.top_k[~greedy], logits.shape[1]),
         )
-        chosen = paddle.where(paddle.to_tensor(greedy), chosen, drawn)
     wanted = params.num_logprobs
     return chosen, None if wanted < 0 else token_logprobs(logits, chosen, wanted)
 

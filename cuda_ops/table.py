@@ -25,6 +25,11 @@ class Operator(Generic[P, R]):
         self.versions: dict[str, Callable[P, R]] = {REFERENCE: reference}
         self.run = reference
 
+    @property
+    def is_native(self) -> bool:
+        """Whether a version other than the reference is in use."""
+        return self.run is not self.versions[REFERENCE]
+
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the version in use."""
         return self.run(*args, **kwargs)

@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol, cast
 
+import numpy as np
 from numpy.typing import NDArray
 
 from qinfer.core.arrays import numpy_dtype, round_to
+from qinfer.core.checkpoint.ahead import Ahead
 from qinfer.core.checkpoint.assemble import assemble
 from qinfer.core.checkpoint.files import Checkpoint
 from qinfer.core.checkpoint.join import Packed, join, rows
@@ -35,7 +37,7 @@ class PackingHooks(Protocol):
     """The two hooks of a quant scheme that loading calls."""
 
     def pack_weight(self, spec: LinearSpec, scheme: Scheme, weight: Array) -> Mapping[str, Array]:
-        """A weight [out, in] as named numpy arrays."""
+        """A weight [out, in] as named numpy arrays, or tensors that are on the device."""
 
     def build_linear(
         self, spec: LinearSpec, scheme: Scheme, params: Mapping[str, Array]
@@ -48,7 +50,8 @@ class StreamedParts:
 
     ``place`` puts an array on the device. A read-only array may be a mapped file and has to be
     copied; a writable one is not used again here. ``on_tensor`` is told the bytes read of each
-    target; they add up to ``plan.total_bytes``. Call ``finish`` when the model is built.
+    target; they add up to ``plan.total_bytes``. ``ahead``: parameters read before they are asked
+    for, in as many threads. Call ``finish`` when the model is built, and ``close`` in any case.
     """
 
     def __init__(
@@ -61,8 +64,10 @@ class StreamedParts:
         *,
         place: Place,
         on_tensor: Callable[[int], None] | None = None,
+        ahead: int = 0,
     ) -> None:
         self._checkpoint = checkpoint
+        self._ahead = Ahead(checkpoint, plan.picks, ahead)
         self._config = config
         self._hooks = hooks
         self._quant_plan = quant_plan
@@ -92,7 +97,7 @@ class StreamedParts:
         rule = pick.rule
         if all(self._checkpoint.stored(name) is None for name in rule.source):
             self._unstored.append(spec.name)
-            weight = assemble(self._checkpoint, pick)
+            weight = self._ahead.get(rule.target, pick)
             return plain, self._hooks.pack_weight(spec=spec, scheme=plain, weight=weight)
         parts: list[Packed] = []
         for name, shape in zip(rule.source, source_shapes(rule), strict=True):
@@ -134,6 +139,10 @@ class StreamedParts:
                 f"{', '.join(names[:5])}{more}"
             )
 
+    def close(self) -> None:
+        """Stop reading ahead."""
+        self._ahead.close()
+
     def stats(self, seconds: float) -> LoadStats:
         """What has been loaded so far; a tensor read for two targets counts as one parameter."""
         return LoadStats(
@@ -171,12 +180,15 @@ class StreamedParts:
 
     def _rounded(self, name: str, shape: tuple[int, ...] | None, dtype: str = "") -> Array:
         pick = self._take(name, shape)
-        array = round_to(assemble(self._checkpoint, pick), self._config.dtype, name)
+        array = round_to(self._ahead.get(name, pick), self._config.dtype, name)
         placed = self._put(array, dtype or self._config.compute_dtype)
         self._on_tensor(pick.nbytes)
         return placed
 
-    def _put(self, array: NDArray[Any], dtype: str) -> Array:
+    def _put(self, array: Array, dtype: str) -> Array:
+        if not isinstance(array, np.ndarray):  # packed where it is
+            self._bytes += int(array.size) * array.element_size()
+            return array
         self._bytes += array.size * numpy_dtype(dtype).itemsize if dtype else array.nbytes
         return self._place(array, dtype)
 

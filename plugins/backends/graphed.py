@@ -13,9 +13,9 @@ from paddle import Tensor
 
 from qinfer.core.protocols import Model
 from qinfer.core.types import CacheSpec, LayerCache, SamplingInput, StepInput, StepOutput
-from qinfer.cuda_ops.cuda import choose_on_card, empty
+from qinfer.cuda_ops.cuda import empty
 from qinfer.cuda_ops.graphs import Card, Graph, view
-from qinfer.cuda_ops.ops import argmax
+from qinfer.cuda_ops.ops import argmax, choose_tokens
 
 ALIGNED = 16
 """Bytes every input's part of the buffer is a multiple of."""
@@ -83,7 +83,7 @@ class GraphRunner:
     def _choose(
         self, logits: Tensor, sampling: SamplingInput, count: int | None = None
     ) -> StepOutput:
-        tokens, logprobs = choose_on_card(logits, sampling)
+        tokens, logprobs = choose_tokens(logits, None, sampling)
         if logprobs is None:
             return StepOutput(token_ids=tokens.numpy()[:count])
         chosen, top, ids = (part.numpy()[:count] for part in logprobs)

@@ -27,6 +27,7 @@ class A8W8(DecoderScheme):
         input_dtype="int8",
         input_scale="token",
     )
+    as_device = True
 
     def quantise(self, weight: Array) -> dict[str, Array]:
         """Weight [out, in] int8 and scale [out] float32."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+from qinfer.core.device import place
 from qinfer.core.protocols import ExpertLayer, Layer
 from qinfer.core.specs import QuantPlugin, hookimpl
 from qinfer.core.types import Array, DeviceInfo, LinearSpec, ModelConfig, QuantPlan, Scheme
+from qinfer.cuda_ops import ops
 from qinfer.plugins.quant.none import build_plain, pack_plain, plain_scheme
 
 STAYS = {
@@ -24,6 +26,8 @@ class DecoderScheme(QuantPlugin):
     """
 
     scheme: ClassVar[Scheme]
+    as_device: ClassVar[bool] = False
+    """Whether ``ops.quantise`` has the formula of ``quantise``: a device may do it by itself."""
 
     def quantise(self, weight: Array) -> dict[str, Array]:
         """A numpy weight [out, in] as named numpy arrays."""
@@ -50,7 +54,12 @@ class DecoderScheme(QuantPlugin):
     @hookimpl
     def pack_weight(self, spec: LinearSpec, scheme: Scheme, weight: Array) -> dict[str, Array]:
         """The weight quantised, or as it is where the plan left the layer out."""
-        return self.quantise(weight) if scheme == self.scheme else pack_plain(spec, scheme, weight)
+        if scheme != self.scheme:
+            return pack_plain(spec, scheme, weight)
+        if not (self.as_device and ops.quantise.is_native):
+            return self.quantise(weight)
+        codes, scale = ops.quantise(place(weight), scheme.weight_dtype)
+        return {"weight": codes, "scale": scale}
 
     @hookimpl
     def build_linear(

@@ -33,6 +33,7 @@ class Fp8(DecoderScheme):
         input_dtype="float8_e4m3fn",
         input_scale="token",
     )
+    as_device = True
 
     def quantise(self, weight: Array) -> dict[str, Array]:
         """Weight [out, in] float8_e4m3fn and scale [out] float32."""

@@ -26,6 +26,7 @@ class WInt4(DecoderScheme):
         aliases=("weight_only_int4",),
     )
     scheme = Scheme(name="wint4", weight_dtype="int4", weight_scale="group", group_size=GROUP)
+    as_device = True
 
     def quantise(self, weight: Array) -> dict[str, Array]:
         """Weight [out, in] int8 with values -7 to 7, and scale [out, in / 64] float32."""

@@ -24,6 +24,7 @@ class WInt8(DecoderScheme):
         aliases=("weight_only_int8",),
     )
     scheme = Scheme(name="wint8", weight_dtype="int8", weight_scale="channel")
+    as_device = True
 
     def quantise(self, weight: Array) -> dict[str, Array]:
         """Weight [out, in] int8 and scale [out] float32."""

@@ -93,6 +93,17 @@ def test_rows_have_their_own_parameters(rng):
     np.testing.assert_array_equal(got, logits.argmax(axis=1))
 
 
+def test_temperature_0_takes_the_first_of_the_largest_beside_rows_that_are_drawn(rng):
+    logits = rng.normal(size=(3, 40)).astype(np.float32)
+    logits[0, [7, 30]] = 9
+    temperature, top_k = np.array([0, 1, 0], np.float32), np.array([0, 0, 3])
+    kept = (np.ones(3), np.zeros(3), np.full(3, 0.99))
+    arrays = (logits, temperature, top_k, *(part.astype(np.float32) for part in kept))
+    got = ops.sample(*map(paddle.to_tensor, arrays), 0).numpy()
+    assert got[0] == 7
+    assert got[2] == logits[2].argmax()
+
+
 def test_edit_logits(rng):
     logits = rng.normal(size=(2, 6)).astype(np.float32)
     expected = logits.copy()

@@ -6,8 +6,10 @@ import paddle
 import pytest
 
 from qinfer.core.arrays import ROWS
+from qinfer.core.device import place
 from qinfer.core.errors import BadCheckpoint
 from qinfer.core.types import LinearSpec, Scheme
+from qinfer.cuda_ops import ops
 from qinfer.plugins.quant.fp8 import pack_e4m3, round_to_e4m3
 from qinfer.plugins.quant.none import pack_plain
 from qinfer.plugins.quant.wint4 import pack_int4
@@ -123,3 +125,17 @@ def test_a_weight_too_large_for_the_dtype_is_named():
     scheme = Scheme(name="none", weight_dtype="float16", input_dtype="float32")
     with pytest.raises(BadCheckpoint, match=r"layers\.0\.o\.weight .*too large for float16"):
         pack_plain(SPEC, scheme, weight)
+
+
+PACKERS = {"int8": pack_int8, "int4": pack_int4, "float8_e4m3fn": pack_e4m3}
+
+
+@pytest.mark.parametrize("dtype", PACKERS)
+def test_the_operator_has_the_same_formulas(dtype, weight_of):
+    """It is what packs on a device."""
+    weight = weight_of((2 * ROWS + 5, 128))
+    weight[3] = 0
+    expected = PACKERS[dtype](weight)
+    codes, scale = ops.quantise(place(weight), dtype)
+    assert (codes.astype("float32").numpy() == expected["weight"].astype(np.float32)).all()
+    np.testing.assert_array_equal(scale.numpy(), expected["scale"])

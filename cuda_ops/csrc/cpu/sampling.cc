@@ -116,7 +116,12 @@ Task sample(const Draw& draw) {
   return [=](const Worker& me) {
     me.share(draw.rows, [&](int64_t first, int64_t end) {
       for (int64_t r = first; r < end; ++r) {
-        Ranking ranking(draw.logits + r * draw.width, draw.width, draw.temperature[r]);
+        const float* row = draw.logits + r * draw.width;
+        if (draw.temperature[r] == 0) {
+          draw.chosen[r] = std::max_element(row, row + draw.width) - row;
+          continue;
+        }
+        Ranking ranking(row, draw.width, draw.temperature[r]);
         ranking.reach(1);
         draw.chosen[r] =
             draw_one(ranking, {draw.top_k[r], draw.top_p[r], draw.min_p[r], draw.uniform[r]});

@@ -143,6 +143,25 @@ std::vector<Tensor> draw(const Tensor& logits, const Tensor& temperature, const 
   return {out};
 }
 
+std::vector<Tensor> logprobs(const Tensor& logits, const Tensor& chosen, int64_t count) {
+  const int64_t rows = logits.shape()[0], width = logits.shape()[1];
+  PD_CHECK(count >= 0 && count <= width && chosen.numel() == rows,
+           "qinfer_cuda_token_logprobs: more tokens wanted than there are");
+  Tensor picked = output({rows}, DataType::FLOAT32, logits);
+  Tensor top = output({rows, count}, DataType::FLOAT32, logits);
+  Tensor ids = output({rows, count}, DataType::INT64, logits);
+  const Logprobs l{floats(logits, "qinfer_cuda_token_logprobs: logits"),
+                   longs(chosen, "qinfer_cuda_token_logprobs: chosen"),
+                   picked.data<float>(),
+                   top.data<float>(),
+                   ids.data<int64_t>(),
+                   rows,
+                   width,
+                   count};
+  cuda::token_logprobs(l, stream_of(logits));
+  return {picked, top, ids};
+}
+
 std::vector<Tensor> edit(const Tensor& logits, const Tensor& rows, const Tensor& tokens,
                          const Tensor& scale, const Tensor& bias) {
   Tensor out = output(logits.shape(), DataType::FLOAT32, logits);
@@ -205,6 +224,12 @@ PD_BUILD_OP(qinfer_cuda_sample)
     .Inputs({"logits", "temperature", "top_k", "top_p", "min_p", "uniform"})
     .Outputs({"tokens"})
     .SetKernelFn(PD_KERNEL(qinfer::cuda::draw));
+
+PD_BUILD_OP(qinfer_cuda_token_logprobs)
+    .Inputs({"logits", "chosen"})
+    .Outputs({"picked", "top", "ids"})
+    .Attrs({"count: int64_t"})
+    .SetKernelFn(PD_KERNEL(qinfer::cuda::logprobs));
 
 PD_BUILD_OP(qinfer_cuda_edit_logits)
     .Inputs({"logits", "rows", "tokens", "scale", "bias"})

@@ -87,6 +87,16 @@ struct Sampling {
   int64_t rows, width;
 };
 void sample(const Sampling& s, cudaStream_t stream);
+// Natural log-probabilities of `chosen`, and of the `count` best with their indices.
+struct Logprobs {
+  const float* logits;    // [rows, width]
+  const int64_t* chosen;  // [rows]
+  float* picked;
+  float* top;    // [rows, count]
+  int64_t* ids;  // the same
+  int64_t rows, width, count;
+};
+void token_logprobs(const Logprobs& l, cudaStream_t stream);
 void edit_logits(const float* logits, const int64_t* rows, const int64_t* tokens,
                  const float* scale, const float* bias, float* out, int64_t count, int64_t batch,
                  int64_t width, cudaStream_t stream);

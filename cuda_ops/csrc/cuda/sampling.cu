@@ -1,39 +1,13 @@
 // Choosing tokens on the card. Sampling sorts nothing: the token at a given place of the order
 // "largest first, then smallest index" is found digit by digit in the logits' bits, with integer
 // masses, so that the same numbers give the same token always.
-#include "common.cuh"
+#include "ranks.cuh"
 
 namespace qinfer::cuda {
 namespace {
 
-constexpr int kThreads = 1024, kWarps = kThreads / 32;
 constexpr int kBins = 1 << 11;             // a key is looked at in digits of 11, 11 and 10 bits
 constexpr float kUnit = 1099511627776.0f;  // 2^40: a probability's fixed point
-
-// A number that orders as x does.
-__device__ __forceinline__ uint32_t key_of(float x) {
-  const uint32_t bits = __float_as_uint(x);
-  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
-
-// Larger first, then the smaller index.
-__device__ __forceinline__ unsigned long long rank_of(float x, int index) {
-  return (static_cast<unsigned long long>(key_of(x)) << 32) | (0xffffffffu - unsigned(index));
-}
-
-__device__ __forceinline__ unsigned long long block_best(unsigned long long best) {
-  __shared__ unsigned long long found[kWarps];
-#pragma unroll
-  for (int d = 16; d; d /= 2) {
-    const unsigned long long other = __shfl_xor_sync(0xffffffffu, best, d);
-    best = other > best ? other : best;
-  }
-  if (threadIdx.x % 32 == 0) found[threadIdx.x / 32] = best;
-  __syncthreads();
-  for (int i = 0; i < kWarps; ++i) best = found[i] > best ? found[i] : best;
-  __syncthreads();
-  return best;
-}
 
 __device__ __forceinline__ unsigned long long row_best(const float* row, int width) {
   unsigned long long best = 0;
