@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from qinfer.core.errors import BadCheckpoint
 
@@ -168,3 +169,15 @@ def _data_bytes(header: bytes) -> int:
         return max((int(fields["data_offsets"][1]) for fields in tensors), default=0)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
         return 0
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a file. Raises OSError where it cannot be written, such as on a full disk, which the
+    library says in an error of its own.
+    """
+    try:
+        save_file(dict(tensors), path, metadata=dict(metadata) if metadata else None)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
 
 from qinfer.core.arrays import round_to
 from qinfer.core.checkpoint.assemble import assemble
 from qinfer.core.checkpoint.files import INDEX, Checkpoint
 from qinfer.core.checkpoint.layout import PADDLE_NAME, LoadPlan
+from qinfer.core.checkpoint.safetensors_file import write_tensors
 from qinfer.core.errors import Unsupported
 from qinfer.core.protocols import Store
 from qinfer.core.quantize.work import WorkFolder
@@ -131,7 +131,7 @@ class Writer:
 
     def _save(self, name: str, tensors: Mapping[str, Array]) -> None:
         held = {key: np.ascontiguousarray(array) for key, array in tensors.items()}
-        save_file(held, self.folder / name, metadata={"format": self.store.metadata})
+        write_tensors(self.folder / name, held, {"format": self.store.metadata})
         self.index |= dict.fromkeys(held, name)
         self.total += sum(array.nbytes for array in held.values())
 

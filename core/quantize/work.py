@@ -11,9 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors.numpy import save_file
-
 from qinfer.core.checkpoint.files import Checkpoint
+from qinfer.core.checkpoint.safetensors_file import write_tensors
 from qinfer.core.errors import UsageError
 from qinfer.core.quantize.linear import Quantised
 from qinfer.core.quantize.settings import QuantizeSettings
@@ -93,7 +92,7 @@ class WorkFolder:
         _write(self._report_file(self._current), json.dumps(self._report, indent=1))
         path = self._file(self._current)
         new = path.with_suffix(".new")
-        save_file(self._arrays, new)
+        write_tensors(new, self._arrays)
         _sync(new)
         new.replace(path)
         self._current, self._arrays, self._report = None, {}, {}

@@ -56,7 +56,8 @@ class PaddleStore:
             # A float32 times 127 or 448 is exact in float64, and so is the way back.
             act[f"{key}.activation_quanter"] = float(arrays["input_scale"][0]) * top
             listed = (np.asarray(arrays["scale"], np.float64) * top).tolist()
-            weight[f"{key}.weight_quanter"] = listed if form == "int8" else listed[0]
+            one = form != "int8" and len(set(listed)) == 1
+            weight[f"{key}.weight_quanter"] = listed[0] if one else listed
         kind = "a8w8c8" if kv_cache else "a8w8"
         said = {"quant_type": kind if form == "int8" else f"{kind}_fp8"}
         vectors = {"smooth": True, "shift_smooth_all_linears": True} if form == "int8" else {}
