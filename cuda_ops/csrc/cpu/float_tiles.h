@@ -59,7 +59,7 @@ void run_tile(const Job& job, int64_t row, int64_t p) {
 
 template <typename W, int R>
 void run_panels(const Job& job, int64_t row, int64_t p, int64_t end) {
-  if constexpr (R == 1)  // a single row needs many panels to hide the adder's latency
+  if constexpr (R == 1 && kRegisters == 32)  // one row needs many panels to hide latencies
     for (; p + 8 <= end; p += 8) run_tile<W, R, 8>(job, row, p);
   if constexpr (4 * R <= W::kTile)
     for (; p + 4 <= end; p += 4) run_tile<W, R, 4>(job, row, p);

@@ -1,6 +1,7 @@
 // Products of integer weights by way of 16-bit pairs: groups of any size everywhere; int8 and int4
 // where there are no instructions for bytes (linear_vnni.cc).
 #include <cmath>
+#include <vector>
 
 #include "pairs.h"
 
@@ -50,6 +51,25 @@ struct Tiles {
   };
 };
 
+constexpr int64_t kWidenRows = 16;  // from here on widening weights to 16 bits once pays
+
+// Many rows, with a few panels at a time widened.
+template <typename W>
+void over_widened(const Job& job, const Grouped& all, const Worker& me) {
+  const int64_t steps = all.x.groups * all.x.padded / W::kStep;
+  me.share(divide_up(job.out, kLanes), [&](int64_t first, int64_t end) {
+    std::vector<int16_t> wide(kGroup * steps * W::kStep * kLanes);
+    Job part = job;
+    part.panel = steps * W::kStep * kLanes * sizeof(int16_t);
+    for (int64_t p = first; p < end; p += kGroup) {
+      const int64_t stop = std::min(p + kGroup, end);
+      W::widen(job.w + p * job.panel, wide.data(), (stop - p) * steps);
+      part.w = reinterpret_cast<const char*>(wide.data()) - p * part.panel;
+      rows_of<Tiles<Wide>::Tile, 6>(part, all, p, stop);
+    }
+  });
+}
+
 // Round(x, count, g): group g of all, whose inputs are at x.
 template <typename W, typename Round>
 Task pair_product(Job job, const Rounded& x, bool has_group_scales, const Round& round) {
@@ -67,7 +87,11 @@ Task pair_product(Job job, const Rounded& x, bool has_group_scales, const Round&
         part.scale = nullptr;
       else
         part.row_scale = rows.scale.get();
-      over_tiles<Tiles<W>::template Tile, 6>(part, Grouped{rows, scale}, me);
+      const Grouped all{rows, scale};
+      if (part.rows < kWidenRows)
+        over_tiles<Tiles<W>::template Tile, 6>(part, all, me);
+      else
+        over_widened<W>(part, all, me);
     });
   };
 }

@@ -42,6 +42,18 @@ inline I32 splat_pair(const int16_t* x) {
   return I32{} + pair;
 }
 
+// sum[r][p] += w[p] times the pair of x[r] from k on.
+template <int R, int P>
+inline void add_pairs(I32 (&sum)[R][P], const Pairs (&w)[P], const int16_t* const (&x)[R],
+                      int64_t k) {
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    const I32 pair = splat_pair(x[r] + k);
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) sum[r][p] = add_products(sum[r][p], w[p], pair);
+  }
+}
+
 // x as integers: in each group of a row, x = scale * numbers. A group's numbers take `padded`
 // places, those behind its last are zeros.
 struct Rounded {
@@ -74,6 +86,19 @@ struct Rounded {
   void round(const float* x, int64_t count, int64_t g, float by, float least, float most) const;
 };
 
+// Weights of 16 bits, two inputs a step: what the others become for many rows.
+struct Wide {
+  static constexpr int kStep = 2, kBytes = 4 * kLanes, kOffset = 0;
+  template <int R, int P>
+  static void step(I32 (&sum)[R][P], const int16_t* const (&x)[R], const char* const (&w)[P],
+                   int64_t s) {
+    Pairs wide[P];
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) wide[p] = load<Pairs>(w[p] + s * kBytes);
+    add_pairs(sum, wide, x, s * kStep);
+  }
+};
+
 // Weights of a byte, two inputs a step.
 struct Bytes {
   static constexpr int kStep = 2, kBytes = 2 * kLanes, kOffset = 0;
@@ -83,12 +108,11 @@ struct Bytes {
     Pairs wide[P];
 #pragma GCC unroll 8
     for (int p = 0; p < P; ++p) wide[p] = widen_bytes(w[p] + s * kBytes);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const I32 pair = splat_pair(x[r] + s * kStep);
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) sum[r][p] = add_products(sum[r][p], wide[p], pair);
-    }
+    add_pairs(sum, wide, x, s * kStep);
+  }
+
+  static void widen(const char* from, int16_t* to, int64_t steps) {
+    for (int64_t s = 0; s < steps; ++s) store(to + s * 2 * kLanes, widen_bytes(from + s * kBytes));
   }
 };
 
@@ -105,12 +129,16 @@ struct Nibbles {
 #pragma GCC unroll 8
       for (int p = 0; p < P; ++p)
         wide[p] = (Pairs)(load<UPairs>(w[p] + s * kBytes) >> (4 * i) & (uint16_t)15);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        const I32 pair = splat_pair(x[r] + s * kStep + 2 * i);
-#pragma GCC unroll 8
-        for (int p = 0; p < P; ++p) sum[r][p] = add_products(sum[r][p], wide[p], pair);
-      }
+      add_pairs(sum, wide, x, s * kStep + 2 * i);
+    }
+  }
+
+  // With the 8 taken off.
+  static void widen(const char* from, int16_t* to, int64_t steps) {
+    for (int64_t s = 0; s < steps; ++s, to += 8 * kLanes) {
+      const UPairs all = load<UPairs>(from + s * kBytes);
+      for (int i = 0; i < 4; ++i)
+        store(to + i * 2 * kLanes, (Pairs)(all >> (4 * i) & (uint16_t)15) - (int16_t)kOffset);
     }
   }
 };

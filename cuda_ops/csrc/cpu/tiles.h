@@ -9,7 +9,7 @@ namespace qinfer {
 // 4>::kPanels is 4 if the registers hold that many panels for R rows.
 template <template <int, int> class Tile, int R, typename X>
 void panels_of(const Job& job, const X& x, int64_t row, int64_t p, int64_t end) {
-  if constexpr (R == 1)
+  if constexpr (R == 1 && kRegisters == 32)
     for (; p + 8 <= end; p += 8) Tile<R, 8>::run(job, x, row, p);
   if constexpr (R <= 2 || Tile<R, 4>::kPanels == 4)
     for (; p + 4 <= end; p += 4) Tile<R, 4>::run(job, x, row, p);
@@ -17,19 +17,23 @@ void panels_of(const Job& job, const X& x, int64_t row, int64_t p, int64_t end) 
   for (; p < end; ++p) Tile<R, 1>::run(job, x, row, p);
 }
 
+// All rows of the panels p to end.
+template <template <int, int> class Tile, int kMost, typename X>
+void rows_of(const Job& job, const X& x, int64_t p, int64_t end) {
+  int64_t row = 0;
+  for (; row + kMost <= job.rows; row += kMost) panels_of<Tile, kMost>(job, x, row, p, end);
+  for (; row + 2 <= job.rows; row += 2) panels_of<Tile, 2>(job, x, row, p, end);
+  for (; row < job.rows; ++row) panels_of<Tile, 1>(job, x, row, p, end);
+}
+
 // The panels are split among the threads; many rows pass over a few panels at a time, which stay in
 // the cache meanwhile.
 template <template <int, int> class Tile, int kMost, typename X>
 void over_tiles(const Job& job, const X& x, const Worker& me) {
   me.share(divide_up(job.out, kLanes), [&](int64_t first, int64_t end) {
-    const int64_t group = job.rows < kManyRows ? std::max<int64_t>(end - first, 1) : kGroup;
-    for (int64_t p = first; p < end; p += group) {
-      const int64_t stop = std::min(p + group, end);
-      int64_t row = 0;
-      for (; row + kMost <= job.rows; row += kMost) panels_of<Tile, kMost>(job, x, row, p, stop);
-      for (; row + 2 <= job.rows; row += 2) panels_of<Tile, 2>(job, x, row, p, stop);
-      for (; row < job.rows; ++row) panels_of<Tile, 1>(job, x, row, p, stop);
-    }
+    if (job.rows < kManyRows) return rows_of<Tile, kMost>(job, x, first, end);
+    for (int64_t p = first; p < end; p += kGroup)
+      rows_of<Tile, kMost>(job, x, p, std::min(p + kGroup, end));
   });
 }
 
