@@ -4,6 +4,7 @@
 #include <string>
 
 #include "matmul.h"
+#include "matmul_hopper.h"
 #include "tensors.h"
 
 namespace qinfer::cuda {
@@ -105,6 +106,8 @@ void multiply_e4m3(const Operands& o, Tensor& y, const Workspace& workspace) {
     quantise_rows(o.type, o.x.data(), bytes, scale.data<float>(), true, o.rows, o.in, o.stream);
     Product p = whole(o, bytes, o.weight.data(), y);
     p.x_scale = scale.data<float>();
+    if (matmul_hopper_suits(o.rows, o.in, p.out, false))
+      return matmul_hopper(o.type, true, false, p, o.stream);
     if (matmul_e4m3(o.type, p, workspace, o.stream)) return;
   }
   void* rounded = workspace(o.rows * o.in * 2);
