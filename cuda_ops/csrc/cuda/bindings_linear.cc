@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <string>
 
+#include "hopper_products.h"
 #include "matmul.h"
-#include "matmul_hopper.h"
 #include "tensors.h"
 
 namespace qinfer::cuda {
@@ -55,7 +55,9 @@ Operands checked(const Tensor& x, const Tensor& weight, const paddle::optional<T
 // Above so many rows cuBLASLt is faster, unpacking of weights included (benchmarks/gpu/NOTES.md).
 int64_t most_streamed(Format format) {
   if (!has_matmul()) return INT64_MAX;
-  return format == Format::kInt8 ? kStreamRows : 16;
+  if (format == Format::kPlain) return 16;
+  if (format == Format::kE4M3) return is_sm90() ? 32 : 16;
+  return is_sm90() ? 3 * kStreamRows : format == Format::kInt8 ? kStreamRows : 16;
 }
 
 // Rows by 64 at a time.
@@ -70,7 +72,8 @@ void stream_rows(const Operands& o, const void* x, const float* x_scale, Tensor&
                     std::min(kStreamRows, o.rows - row),
                     o.in,
                     o.out};
-    product(o.type, o.format, p, o.stream);
+    const bool by_hopper = is_sm90() && o.format != Format::kPlain && p.rows > 16;
+    (by_hopper ? product_hopper : product)(o.type, o.format, p, o.stream);
   }
 }
 

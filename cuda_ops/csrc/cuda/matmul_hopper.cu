@@ -5,7 +5,7 @@
 // for both. One warp fetches ahead of two warpgroups that multiply 64 rows by 256 outputs each.
 #include <cuda_fp8.h>
 
-#include "matmul_hopper.h"
+#include "hopper_products.h"
 #include "wgmma.cuh"
 
 namespace qinfer::cuda {

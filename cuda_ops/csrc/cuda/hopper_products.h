@@ -1,8 +1,11 @@
-// Products of many rows by Hopper's matrix units.
+// Products that use what only Hopper has.
 #pragma once
 #include "kernels.h"
 
 namespace qinfer::cuda {
+
+// product() of 17 to 64 rows with weights of kInt8, kE4M3 or kInt4.
+void product_hopper(Type type, Format format, const Product& p, cudaStream_t stream);
 
 // Whether matmul_hopper is the fastest for these sizes: most of its tiles are full, and all
 // multiprocessors have some to the end.
