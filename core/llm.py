@@ -43,6 +43,8 @@ class LLM:
     float16, float32. threads: 0 for one per usable processor. kv_cache_memory: bytes, 0 for a
     share of the free memory. kv_cache_dtype: auto (the scheme's), int8 or fp8.
     max_model_len: tokens, 0 for the model's own context or as much of it as fits.
+    max_num_seqs, max_batch_tokens: the most sequences, and tokens in a step, 0 for 64 and 512 on a
+    CPU, 256 and 8,192 on a GPU.
     require_kernels: fail rather than use the slow reference operators. progress: report on stderr.
 
     ``tokenizer``, ``label`` (what is loaded), ``plugin`` and ``quant`` (the plugins that read it),
@@ -65,8 +67,8 @@ class LLM:
         kv_cache_memory: int = 0,
         kv_cache_dtype: str = "auto",
         max_model_len: int = 0,
-        max_num_seqs: int = 64,
-        max_batch_tokens: int = 512,
+        max_num_seqs: int = 0,
+        max_batch_tokens: int = 0,
         require_kernels: bool = False,
         progress: bool = False,
     ) -> None:

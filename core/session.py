@@ -101,6 +101,7 @@ def load_model(
     from qinfer.core.checkpoint.quantised import check_agreement, open_stored
     from qinfer.core.config import generation_config, read_json, with_generation
     from qinfer.core.device import import_paddle, open_device
+    from qinfer.core.engine.sizing import choose_sizes
 
     raw = read_json(folder / "config.json")
     record = selected.model or detect_model(raw, selected.installed)
@@ -110,6 +111,7 @@ def load_model(
     hooks = open_session([record, quant, selected.backend, *selected.observers])
     _check_fit(hooks, raw, record)
     run = replace(run, model=str(folder), plugin=record.name, quant=quant.name, device=device.label)
+    run = choose_sizes(run, device.kind)
     hooks.require_support(device)
     hooks.configure(run)
     generation = generation_config(folder)
@@ -198,6 +200,7 @@ def open_engine(run: RunConfig, selected: Selected, progress: Progress) -> Opene
         loaded.run,
         config.max_position_embeddings,
         open_device(run.device).memory_free,
+        loaded.device.kind,
     )
     limits = Limits(
         max_model_len=max_model_len,

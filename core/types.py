@@ -276,8 +276,8 @@ class LayerCache:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What the user asked for, with names resolved. Sizes in bytes, 0 meaning "choose"; the quant
-    scheme "auto" is the checkpoint's own.
+    """What the user asked for, with names resolved. Memory in bytes; a size of 0 is chosen, by the
+    device (``core/engine/sizing.py``); the quant scheme "auto" is the checkpoint's own.
     """
 
     model: str = ""
@@ -291,9 +291,9 @@ class RunConfig:
     kv_cache_memory: int = 0
     kv_cache_dtype: str = "auto"
     max_model_len: int = 0
-    max_num_seqs: int = 64
-    max_batch_tokens: int = 512
-    block_size: int = 16
+    max_num_seqs: int = 0
+    max_batch_tokens: int = 0
+    block_size: int = 0
     require_kernels: bool = False
 
 

@@ -202,7 +202,9 @@ def _compile_plugin(plan: CudaBuild, folder: Path) -> None:
 
 
 def _compile_operators(plan: CudaBuild, folder: Path) -> None:
-    codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in plan.architectures]
+    # "a": with the instructions that only this architecture has (csrc/cuda/hopper.cuh)
+    names = [f"{name}a" if name == "90" else name for name in plan.architectures]
+    codes = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in names]
     kernel = [plan.nvcc, *CUDA_FLAGS, *codes, "-ccbin", plan.compiler]
     binding = [plan.compiler, *FLAGS, *_includes(plan)]
     links = []

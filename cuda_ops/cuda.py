@@ -125,12 +125,6 @@ def _rotary_kv_write(
     eps: float = 0.0,
     query_scale: Tensor | None = None,
 ) -> Tensor:
-    if q_norm is not None or k_norm is not None:
-        raise _missing("norms of each head")
-    if query_scale is not None:
-        raise _missing("queries scaled by position")
-    if cache.key_scales is not None:
-        raise _missing("quantised KV caches")
     return _run(
         "qinfer_cuda_rotary_kv_write",
         qkv,
@@ -139,6 +133,12 @@ def _rotary_kv_write(
         slot_mapping,
         cache.keys,
         cache.values,
+        cache.key_scales,
+        cache.value_scales,
+        q_norm,
+        k_norm,
+        query_scale,
+        eps,
     )[0]
 
 
@@ -151,8 +151,6 @@ def _paged_attention(
     scale: float,
     window: int = 0,
 ) -> Tensor:
-    if window:
-        raise _missing("sliding windows")
     return _run(
         "qinfer_cuda_paged_attention",
         queries,
@@ -161,7 +159,10 @@ def _paged_attention(
         query_starts,
         seq_lens,
         block_tables,
+        cache.key_scales,
+        cache.value_scales,
         scale,
+        window,
     )[0]
 
 

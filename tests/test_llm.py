@@ -174,7 +174,7 @@ def test_the_context_ends_an_answer(folder):
         ({"quant": "wint9"}, UsageError, "wint8"),
         ({"dtype": "int4"}, UsageError, "dtype"),
         ({"device": "tpu"}, UsageError, "device"),
-        ({"max_num_seqs": 0}, UsageError, "max_num_seqs"),
+        ({"max_num_seqs": -1}, UsageError, "max_num_seqs"),
         ({"kv_cache_memory": 1000}, Unsupported, "MiB"),
         ({"kv_cache_memory": 100_000, "max_model_len": 512}, Unsupported, "512 tokens"),
     ],

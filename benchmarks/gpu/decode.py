@@ -19,6 +19,9 @@ BANDWIDTH = 3.03e12
 
 STEPS = 64
 
+BLOCK = 32
+"""Tokens of a KV block, as the engine has them on a card."""
+
 
 def prompt_step(length: int, blocks: np.ndarray[Any, Any], vocabulary: int) -> Any:
     from qinfer.core.types import StepInput
@@ -30,8 +33,8 @@ def prompt_step(length: int, blocks: np.ndarray[Any, Any], vocabulary: int) -> A
         positions=at,
         query_starts=np.array([0, length], np.int32),
         seq_lens=np.array([length], np.int32),
-        slot_mapping=blocks[at // 16].astype(np.int64) * 16 + at % 16,
-        block_tables=blocks[None, : -(-length // 16)].astype(np.int32),
+        slot_mapping=blocks[at // BLOCK].astype(np.int64) * BLOCK + at % BLOCK,
+        block_tables=blocks[None, : -(-length // BLOCK)].astype(np.int32),
         logit_rows=np.array([length - 1]),
     )
 
@@ -41,13 +44,13 @@ def decode_step(tokens: Any, lengths: Any, blocks: Any) -> Any:
 
     at = lengths.astype(np.int64)
     rows = np.arange(len(at))
-    width = int(-(-(at.max() + 1) // 16))
+    width = int(-(-(at.max() + 1) // BLOCK))
     return StepInput(
         token_ids=tokens,
         positions=at,
         query_starts=np.arange(len(at) + 1).astype(np.int32),
         seq_lens=(at + 1).astype(np.int32),
-        slot_mapping=blocks[rows, at // 16].astype(np.int64) * 16 + at % 16,
+        slot_mapping=blocks[rows, at // BLOCK].astype(np.int64) * BLOCK + at % BLOCK,
         block_tables=blocks[:, :width].astype(np.int32),
         logit_rows=rows,
     )
@@ -72,7 +75,7 @@ def greedy(rows: int) -> Any:
 
 def decode(runner: Any, config: Any, batch: int, length: int) -> dict[str, float]:
     """Median milliseconds of a step as the engine sees it, and of a replay on the card alone."""
-    each = -(-(length + STEPS + 8) // 16)
+    each = -(-(length + STEPS + 8) // BLOCK)
     blocks = np.arange(batch * each).reshape(batch, each)
     tokens = np.zeros(batch, np.int64)
     begin = time.perf_counter()
@@ -87,7 +90,8 @@ def decode(runner: Any, config: Any, batch: int, length: int) -> dict[str, float
         tokens = runner.step(step, greedy(batch)).token_ids
         times.append(time.perf_counter() - begin)
         lengths = lengths + 1
-    graph = next(g for size, g in sorted(runner.graphs.items()) if size >= batch)
+    sizes = [size for size in runner.graphs if size.is_decode and size.tokens >= batch]
+    graph = runner.graphs[min(sizes)]
     runner.card.wait()
     begin = time.perf_counter()
     for _ in range(50):
@@ -104,7 +108,7 @@ def decode(runner: Any, config: Any, batch: int, length: int) -> dict[str, float
 
 def prefill(runner: Any, config: Any, length: int) -> float:
     """Median milliseconds of a step with that many tokens of one sequence."""
-    blocks, times = np.arange(-(-length // 16)), []
+    blocks, times = np.arange(-(-length // BLOCK)), []
     for _ in range(4):
         begin = time.perf_counter()
         runner.step(prompt_step(length, blocks, config.vocab_size), greedy(1))
@@ -141,10 +145,11 @@ def main() -> None:
         num_kv_heads=config.num_kv_heads,
         head_dim=config.head_dim,
         dtype="bfloat16",
-        num_blocks=8192,
+        block_size=BLOCK,
+        num_blocks=131072 // BLOCK,
     )
     runner = GraphRunner(
-        model, cache, Card(library, 0), max_blocks=2048, most=64, note=lambda _: None
+        model, cache, Card(library, 0), max_blocks=32768 // BLOCK, most=64, note=lambda _: None
     )
     rows = []
     for case in options.batch:

@@ -31,7 +31,7 @@ class Answer:
             self.finish_reason = "stop"
             return self._flush()
         self._held += self._stream.push(token_id)
-        if len(sequence.output) >= params.min_tokens:
+        if params.stop and len(sequence.output) >= params.min_tokens:
             at, text = _first_stop(self._held, params.stop)
             if text:
                 self.finish_reason, self.stop_reason = "stop", text

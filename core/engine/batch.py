@@ -13,26 +13,26 @@ from qinfer.core.types import StepInput
 def step_input(chunks: Sequence[Chunk], block_size: int) -> StepInput:
     """The model's input for these chunks; logits are wanted where a chunk ends its sequence."""
     tokens: list[int] = []
-    positions: list[int] = []
-    slots: list[int] = []
-    query_starts, logit_rows = [0], []
+    for chunk in chunks:
+        tokens += chunk.sequence.tokens(chunk.start, chunk.start + chunk.length)
+    starts = np.array([chunk.start for chunk in chunks], np.int64)
+    lengths = np.array([chunk.length for chunk in chunks], np.int64)
+    first_rows = np.array([chunk.sequence.first_row for chunk in chunks], np.int64)
+    is_last = np.array([chunk.is_last for chunk in chunks], np.bool_)
+    ends = np.cumsum(lengths)
     tables = np.zeros((len(chunks), max(len(c.sequence.blocks) for c in chunks)), np.int32)
     for row, chunk in enumerate(chunks):
-        blocks, end = chunk.sequence.blocks, chunk.start + chunk.length
+        blocks = chunk.sequence.table()
         tables[row, : len(blocks)] = blocks
-        tokens += chunk.sequence.tokens(chunk.start, end)
-        for position in range(chunk.start, end):
-            positions.append(chunk.sequence.first_row + position)
-            slots.append(blocks[position // block_size] * block_size + position % block_size)
-        query_starts.append(len(tokens))
-        if chunk.is_last:
-            logit_rows.append(len(tokens) - 1)
+    rows = np.repeat(np.arange(len(chunks)), lengths)  # of each token
+    places = np.arange(len(tokens)) + (starts - ends + lengths)[rows]
+    slots = tables[rows, places // block_size].astype(np.int64) * block_size + places % block_size
     return StepInput(
         token_ids=np.array(tokens, np.int64),
-        positions=np.array(positions, np.int64),
-        query_starts=np.array(query_starts, np.int32),
-        seq_lens=np.array([chunk.start + chunk.length for chunk in chunks], np.int32),
-        slot_mapping=np.array(slots, np.int64),
+        positions=places + first_rows[rows],
+        query_starts=np.concatenate(([0], ends)).astype(np.int32),
+        seq_lens=(starts + lengths).astype(np.int32),
+        slot_mapping=slots,
         block_tables=tables,
-        logit_rows=np.array(logit_rows, np.int64),
+        logit_rows=ends[is_last] - 1,
     )

@@ -97,16 +97,18 @@ class Engine:
         for chunk in chunks:
             chunk.sequence.started_at = chunk.sequence.started_at or begin
         ending = [chunk.sequence for chunk in chunks if chunk.is_last]
+        decoded = sum(chunk.length == 1 and chunk.is_last for chunk in chunks)
         try:
             output = self.runner.step(step_input(chunks, self.block_size), sampling_input(ending))
+            tokens, now = output.token_ids.tolist(), time.perf_counter()
             deltas = [
-                (sequence.request_id, self._delta(sequence, output, row))
-                for row, sequence in enumerate(ending)
+                (sequence.request_id, self._delta(sequence, token, output, row, now))
+                for row, (sequence, token) in enumerate(zip(ending, tokens, strict=True))
             ]
         except BaseException:  # Ctrl-C too: the engine must be usable afterwards
             self._undo(chunks)
             raise
-        self._report(chunks, time.perf_counter() - begin)
+        self._report(chunks, decoded, time.perf_counter() - begin)
         return deltas
 
     def abort(self, request_id: int) -> None:
@@ -143,12 +145,12 @@ class Engine:
             )
         return room
 
-    def _delta(self, sequence: Sequence, output: StepOutput, row: int) -> Delta:
+    def _delta(
+        self, sequence: Sequence, token: int, output: StepOutput, row: int, now: float
+    ) -> Delta:
         """Hand a sequence its chosen token and describe what it gained."""
         answer = self._answers[sequence]
-        token = int(output.token_ids[row])
         text = answer.push(token)
-        now = time.perf_counter()
         sequence.first_token_at = sequence.first_token_at or now
         logprobs = row_logprobs(output, row, sequence, self.tokenizer)
         if answer.finish_reason is None:
@@ -179,12 +181,11 @@ class Engine:
                 self.scheduler.preempt(chunk.sequence)
         self.pool.forget_all()
 
-    def _report(self, chunks: Rows[Chunk], seconds: float) -> None:
-        decode = sum(chunk.length == 1 and chunk.is_last for chunk in chunks)
+    def _report(self, chunks: Rows[Chunk], decoded: int, seconds: float) -> None:
         self.hooks.step_done(
             StepStats(
-                prefill_tokens=sum(chunk.length for chunk in chunks) - decode,
-                decode_tokens=decode,
+                prefill_tokens=sum(chunk.length for chunk in chunks) - decoded,
+                decode_tokens=decoded,
                 seconds=seconds,
                 running=len(self.scheduler.running),
                 waiting=len(self.scheduler.waiting),

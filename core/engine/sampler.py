@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from collections.abc import Sequence as Rows
 
 import numpy as np
-from numpy.typing import NDArray
 
 from qinfer.core.engine.sequence import Sequence
+from qinfer.core.params import SamplingParams
 from qinfer.core.types import SamplingInput
 
 GREEDY_BELOW = 1e-5
@@ -18,23 +17,52 @@ GREEDY_BELOW = 1e-5
 
 def sampling_input(sequences: Rows[Sequence]) -> SamplingInput:
     """One row for each sequence whose next token is to be chosen."""
-    params = [sequence.params for sequence in sequences]
-    edits = [edit for row, sequence in enumerate(sequences) for edit in _edits(row, sequence)]
+    settings = [_settings(sequence.params) for sequence in sequences]
+    columns = np.array(settings, np.float64).reshape(-1, 4)
+    draws = [
+        uniform(s.seed, len(s.output)) if row[0] else 0.0
+        for s, row in zip(sequences, settings, strict=True)
+    ]
+    edits = [
+        edit
+        for row, sequence in enumerate(sequences)
+        if _may_edit(sequence.params)
+        for edit in _edits(row, sequence)
+    ]
     rows, tokens, scale, bias = zip(*edits, strict=True) if edits else ((), (), (), ())
-    wanted = [p.logprobs for p in params if p.logprobs is not None]
+    wanted = [s.params.logprobs for s in sequences if s.params.logprobs is not None]
     return SamplingInput(
-        temperature=_floats(
-            0.0 if (p.temperature or 0.0) < GREEDY_BELOW else p.temperature for p in params
-        ),
-        top_k=np.array([p.top_k or 0 for p in params], np.int64),
-        top_p=_floats(1.0 if p.top_p is None else p.top_p for p in params),
-        min_p=_floats(p.min_p or 0.0 for p in params),
-        uniform=_floats(uniform(s.seed, len(s.output)) for s in sequences),
+        temperature=columns[:, 0].astype(np.float32),
+        top_k=columns[:, 1].astype(np.int64),
+        top_p=columns[:, 2].astype(np.float32),
+        min_p=columns[:, 3].astype(np.float32),
+        uniform=np.array(draws, np.float32),
         edit_rows=np.array(rows, np.int64),
         edit_tokens=np.array(tokens, np.int64),
         edit_scale=np.array(scale, np.float32),
         edit_bias=np.array(bias, np.float32),
         num_logprobs=max(wanted, default=-1),
+    )
+
+
+def _settings(params: SamplingParams) -> tuple[float, int, float, float]:
+    """Temperature, top_k, top_p and min_p as the operators take them."""
+    temperature = params.temperature or 0.0
+    return (
+        0.0 if temperature < GREEDY_BELOW else temperature,
+        params.top_k or 0,
+        1.0 if params.top_p is None else params.top_p,
+        params.min_p or 0.0,
+    )
+
+
+def _may_edit(params: SamplingParams) -> bool:
+    return bool(
+        params.logit_bias
+        or (params.repetition_penalty or 1.0) != 1.0
+        or params.presence_penalty
+        or params.frequency_penalty
+        or params.min_tokens
     )
 
 
@@ -45,10 +73,6 @@ def uniform(seed: int, position: int) -> float:
     """
     digest = hashlib.blake2b(b"%d:%d" % (seed, position), digest_size=8).digest()
     return (int.from_bytes(digest, "little") >> 11) / (1 << 53)
-
-
-def _floats(values: Iterable[float | None]) -> NDArray[np.float32]:
-    return np.array([value or 0.0 for value in values], np.float32)
 
 
 def _edits(row: int, sequence: Sequence) -> list[tuple[int, int, float, float]]:

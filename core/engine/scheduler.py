@@ -52,13 +52,13 @@ class Scheduler:
         preempted = False
         for sequence in list(self.running):
             length = min(sequence.num_tokens - sequence.num_computed, budget)
-            if length == 0 or sequence not in self.running:
+            if length == 0 or (preempted and sequence not in self.running):
                 continue
             missing = self._missing_blocks(sequence, sequence.num_computed + length)
             while missing > self.pool.num_free and sequence in self.running:
                 self.preempt(self.running[-1])
                 preempted = True
-            if sequence in self.running:
+            if not preempted or sequence in self.running:
                 chunks.append(self._take(sequence, length))
                 budget -= length
         while self.waiting and not preempted and budget > 0:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from qinfer.core.engine.kv_cache import EMPTY
 from qinfer.core.params import SamplingParams
+
+NO_BLOCKS = np.zeros(0, np.int32)
 
 
 @dataclass(eq=False)
@@ -15,7 +20,8 @@ class Sequence:
     A request with n > 1 is n sequences (``index`` 0 to n - 1), each with its own seed.
     ``num_computed`` counts tokens whose keys and values are in ``blocks``; ``hashed`` how many of
     those blocks are offered for sharing, the last of them holding the content ``content``.
-    ``first_row`` is where the model's position tables begin for this sequence.
+    ``first_row`` is where the model's position tables begin for this sequence. ``blocks`` may grow;
+    to change it otherwise, give it another list.
     """
 
     request_id: int
@@ -36,6 +42,15 @@ class Sequence:
     added_at: float = 0.0
     started_at: float = 0.0
     first_token_at: float = 0.0
+    _table: tuple[list[int], NDArray[np.int32]] = field(default=([], NO_BLOCKS), repr=False)
+
+    def table(self) -> NDArray[np.int32]:
+        """``blocks`` as an array, kept from step to step: it changes once in a block's tokens."""
+        source, known = self._table
+        if source is not self.blocks or len(known) != len(source):
+            known = np.array(self.blocks, np.int32)
+            self._table = (self.blocks, known)
+        return known
 
     @property
     def root(self) -> int:
@@ -50,4 +65,6 @@ class Sequence:
     def tokens(self, start: int, end: int) -> list[int]:
         """Tokens ``start`` to ``end`` of prompt and output together."""
         border = len(self.prompt)
+        if start >= border:
+            return self.output[start - border : end - border]
         return self.prompt[start:end] + self.output[max(start - border, 0) : max(end - border, 0)]

@@ -10,7 +10,6 @@ import numpy as np
 import paddle
 
 from qinfer.core.device import place
-from qinfer.core.errors import Unsupported
 from qinfer.core.progress import TerminalProgress
 from qinfer.core.protocols import Model
 from qinfer.core.specs import BackendPlugin, hookimpl
@@ -86,11 +85,6 @@ class Dynamic(BackendPlugin):
         blocks = -(-config.max_position_embeddings // cache.block_size)
         most = min(blocks, cache.num_blocks)
         if self.card is not None:
-            if cache.is_scaled:
-                raise Unsupported(
-                    "the GPU operators do not have quantised KV caches yet",
-                    remedy="Use a scheme that leaves the cache alone, or --device cpu.",
-                )
             note = TerminalProgress().note
             return GraphRunner(
                 model, cache, self.card, max_blocks=most, most=run.max_num_seqs, note=note

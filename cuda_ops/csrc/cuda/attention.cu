@@ -289,16 +289,27 @@ Heads heads_of(const Paged& p, int parts) {
           static_cast<int>(p.heads),
           static_cast<int>(p.kv_heads),
           parts,
-          p.scale * kLog2E};
-}
-
-bool attention_knows(int64_t dim) {
-  return dim == 16 || dim == 32 || dim == 64 || dim == 128 || dim == 256;
+          p.scale * kLog2E,
+          p.window,
+          p.key_scales,
+          p.value_scales,
+          p.is_static};
 }
 
 namespace {
-bool is_prefill(const Paged& p) { return p.tokens > p.sequences && prefill_knows(p.dim); }
+bool is_special(const Paged& p) { return p.window || p.held != Format::kPlain; }
+bool is_prefill(const Paged& p) {
+  return (p.tokens > p.sequences || is_special(p)) && prefill_knows(p.dim);
+}
 }  // namespace
+
+bool head_size_known(int64_t dim) {
+  return dim == 16 || dim == 32 || dim == 64 || dim == 128 || dim == 256;
+}
+
+bool attention_knows(const Paged& p) {
+  return head_size_known(p.dim) && (!is_special(p) || prefill_knows(p.dim));
+}
 
 int64_t attention_scratch(const Paged& p) {
   const int parts = is_prefill(p) ? 1 : parts_of(p);

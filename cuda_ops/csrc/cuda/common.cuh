@@ -83,20 +83,29 @@ __device__ __forceinline__ void let_next_start() {
 #endif
 }
 
+// `cluster`: how many blocks along x stay together; more than one only where is_hopper().
 template <class... P, class... A>
-void launch(void (*kernel)(P...), dim3 grid, int threads, size_t shared, cudaStream_t stream,
-            A... arguments) {
+void launch_clusters(void (*kernel)(P...), dim3 grid, int cluster, int threads, size_t shared,
+                     cudaStream_t stream, A... arguments) {
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = shared;
   config.stream = stream;
-  cudaLaunchAttribute overlap = {};
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &overlap;
-  config.numAttrs = is_hopper() ? 1 : 0;
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  config.attrs = attributes;
+  config.numAttrs = cluster > 1 ? 2 : is_hopper() ? 1 : 0;
   check(cudaLaunchKernelEx(&config, kernel, static_cast<P>(arguments)...), "launching a kernel");
+}
+
+template <class... P, class... A>
+void launch(void (*kernel)(P...), dim3 grid, int threads, size_t shared, cudaStream_t stream,
+            A... arguments) {
+  launch_clusters(kernel, grid, 1, threads, shared, stream, arguments...);
 }
 
 }  // namespace qinfer::cuda

@@ -15,6 +15,7 @@ void check(cudaError_t code, const char* what);
 constexpr int kMostDevices = 64;
 int multiprocessors();  // of the current device
 bool is_hopper();       // compute capability 9.0 or above: programmatic dependent launch
+bool is_sm90();         // 9.0 itself: the matrix units of hopper.cuh
 
 // out[i] = table[rows[i]], rows of `bytes` bytes, a multiple of 16. A row that is out of range
 // reads row 0: padding of a batch may hold anything.
@@ -27,7 +28,9 @@ void to_float32(Type type, const void* x, float* y, int64_t count, cudaStream_t 
 void rms_norm(Type type, const void* x, const void* residual, const void* weight, float eps,
               void* y, void* total, int64_t rows, int64_t width, cudaStream_t stream);
 
-// A negative slot is not written: such a token is padding.
+// A negative slot is not written: such a token is padding. A cache of kInt8 or kE4M3 has scales:
+// [kv_heads] static ones, or [blocks, block_size, kv_heads], each head's largest magnitude over
+// 127 or 448.
 struct Rotary {
   const void* qkv;       // [tokens, (heads + 2 kv_heads) dim]
   const float* table;    // [positions, 2 dim]: cos twice, then -sin, sin
@@ -37,7 +40,14 @@ struct Rotary {
   void* values;
   void* queries;  // [tokens, heads, dim]
   int64_t tokens, heads, kv_heads, dim;
+  Format held;
+  float *key_scales, *value_scales;
+  bool is_static;               // the scales
+  const void *q_norm, *k_norm;  // [dim] or null
+  const void* query_scale;      // [positions] or null
+  float eps;
 };
+bool head_size_known(int64_t dim);  // 16, 32, 64, 128 or 256
 void rotary_kv_write(Type type, const Rotary& r, cudaStream_t stream);
 
 struct Paged {
@@ -51,8 +61,13 @@ struct Paged {
   float* scratch;          // attention_scratch(...) floats
   int64_t tokens, sequences, width, block_size, heads, kv_heads, dim;
   float scale;
+  int64_t blocks;  // of the cache
+  int window;      // the last tokens that are seen; 0: all
+  Format held;     // kInt8 and kE4M3: with scales, as in Rotary
+  const float *key_scales, *value_scales;
+  bool is_static;
 };
-bool attention_knows(int64_t dim);
+bool attention_knows(const Paged& p);
 int64_t attention_scratch(const Paged& p);  // floats, from sizes alone
 void paged_attention(Type type, const Paged& p, cudaStream_t stream);
 

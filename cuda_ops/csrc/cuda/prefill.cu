@@ -38,7 +38,7 @@ __device__ __forceinline__ T* chunk(T* tile, int row, int column) {
   return tile + row * D + ((column ^ (row & 7)) * 8);
 }
 
-template <class T, int D>
+template <class T, Format H, int D>
 struct Prefill {
   const Heads& p;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -69,17 +69,40 @@ struct Prefill {
     }
   }
 
-  __device__ __forceinline__ void fetch(T* tile, const void* cache, int key, int keys) {
+  __device__ __forceinline__ void fetch(T* tile, const void* cache, const float* scales, int key,
+                                        int keys) {
     const int32_t* table = p.tables + int64_t(sequence) * p.width;
     const int kv = head / (p.heads / p.kv_heads);
     for (int i = threadIdx.x; i < kTile * D / 8; i += kThreads) {
       const int row = i / (D / 8), column = i % (D / 8);
       const int at = min(key + row, keys - 1);
       const int64_t slot = int64_t(table[at / p.block_size]) * p.block_size + at % p.block_size;
-      copy16(chunk<T, D>(tile, row, column),
-             static_cast<const T*>(cache) + (slot * p.kv_heads + kv) * D + column * 8,
-             key + row < keys);
+      const int64_t from = slot * p.kv_heads + kv;
+      const bool inside = key + row < keys;
+      T* to = chunk<T, D>(tile, row, column);
+      if constexpr (H == Format::kPlain)
+        copy16(to, static_cast<const T*>(cache) + from * D + column * 8, inside);
+      else
+        *reinterpret_cast<uint4*>(to) =
+            inside ? scaled(static_cast<const uint8_t*>(cache) + from * D + column * 8,
+                            scales[p.is_static ? kv : from])
+                   : uint4{};
     }
+  }
+
+  // Eight numbers of a cache that holds them in eight bits.
+  __device__ __forceinline__ uint4 scaled(const uint8_t* from, float scale) const {
+    const uint2 bytes = *reinterpret_cast<const uint2*>(from);
+    uint32_t words[4];
+    if constexpr (H == Format::kInt8)
+      from_int8<T>(bytes.x, words[0], words[1]), from_int8<T>(bytes.y, words[2], words[3]);
+    else
+      from_e4m3<T>(bytes.x, words[0], words[1]), from_e4m3<T>(bytes.y, words[2], words[3]);
+    float numbers[8];
+    unpack8<T>({words[0], words[1], words[2], words[3]}, numbers);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) numbers[i] *= scale;
+    return pack8<T>(numbers);
   }
 
   __device__ __forceinline__ void take_queries(T* tile) {
@@ -112,7 +135,8 @@ struct Prefill {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           float& x = s[n][half * 2 + i];
-          x = key + n * 8 + lane % 4 * 2 + i <= last ? x * p.scale : -1e30f;
+          const int at = key + n * 8 + lane % 4 * 2 + i;
+          x = at <= last && (!p.window || at > last - p.window) ? x * p.scale : -1e30f;
           top = fmaxf(top, x);
         }
       top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
@@ -156,39 +180,41 @@ struct Prefill {
       all += __shfl_xor_sync(0xffffffffu, all, 2);
       const int row = warp * 16 + lane / 4 + half * 8;
       if (row >= count) continue;
+      const float factor = all > 0 ? 1 / all : 0;  // no key: a sequence that is not there
       T* to = static_cast<T*>(p.out) + (int64_t(first + row) * p.heads + head) * D + lane % 4 * 2;
 #pragma unroll
       for (int d = 0; d < D / 8; ++d)
         *reinterpret_cast<uint32_t*>(to + d * 8) =
-            pack<T>(sum[d][half * 2] / all, sum[d][half * 2 + 1] / all);
+            pack<T>(sum[d][half * 2] * factor, sum[d][half * 2 + 1] * factor);
     }
   }
 };
 
-template <class T, int D>
+template <class T, Format H, int D>
 __global__ void __launch_bounds__(kThreads) prefill_kernel(const Heads p) {
   extern __shared__ __align__(16) unsigned char memory[];
   T* tiles = reinterpret_cast<T*>(memory);  // keys, values, keys, values; queries at first
   constexpr int kSize = kTile * D;
   let_next_start();
   wait_for_previous();
-  Prefill<T, D> own(p);
+  Prefill<T, H, D> own(p);
   if (!own.find()) return;
   const int keys = own.before + own.count;  // that the last query of the tile sees
+  const int first = p.window ? max(own.before + 1 - p.window, 0) / kTile * kTile : 0;
   own.fetch_queries(tiles + 2 * kSize);
   commit();
-  own.fetch(tiles, p.keys, 0, keys);
-  own.fetch(tiles + kSize, p.values, 0, keys);
+  own.fetch(tiles, p.keys, p.key_scales, first, keys);
+  own.fetch(tiles + kSize, p.values, p.value_scales, first, keys);
   commit();
   wait<1>();
   __syncthreads();
   own.take_queries(tiles + 2 * kSize);
-  for (int key = 0, turn = 0; key < keys; key += kTile, turn ^= 1) {
+  for (int key = first, turn = 0; key < keys; key += kTile, turn ^= 1) {
     __syncthreads();  // the other pair of tiles has been read by all
     T* other = tiles + (turn ^ 1) * 2 * kSize;
     if (key + kTile < keys) {
-      own.fetch(other, p.keys, key + kTile, keys);
-      own.fetch(other + kSize, p.values, key + kTile, keys);
+      own.fetch(other, p.keys, p.key_scales, key + kTile, keys);
+      own.fetch(other + kSize, p.values, p.value_scales, key + kTile, keys);
     }
     commit();
     wait<1>();
@@ -202,22 +228,32 @@ __global__ void __launch_bounds__(kThreads) prefill_kernel(const Heads p) {
   own.store();
 }
 
-template <class T, int D>
+template <class T, Format H, int D>
 void run(const Paged& p, cudaStream_t stream) {
   constexpr size_t kShared = 4 * kTile * D * sizeof(T);
-  check(cudaFuncSetAttribute(prefill_kernel<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             kShared),
+  auto* kernel = prefill_kernel<T, H, D>;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),
         "raising a kernel's shared memory");
   const dim3 grid(p.tokens / kTile + p.sequences, p.heads);
-  launch(prefill_kernel<T, D>, grid, kThreads, kShared, stream, heads_of(p, 1));
+  launch(kernel, grid, kThreads, kShared, stream, heads_of(p, 1));
+}
+
+template <class T, Format H>
+void of_dim(const Paged& p, cudaStream_t stream) {
+  if (p.dim == 64)
+    run<T, H, 64>(p, stream);
+  else
+    run<T, H, 128>(p, stream);
 }
 
 template <class T>
-void of_dim(const Paged& p, cudaStream_t stream) {
-  if (p.dim == 64)
-    run<T, 64>(p, stream);
+void of_cache(const Paged& p, cudaStream_t stream) {
+  if (p.held == Format::kPlain)
+    of_dim<T, Format::kPlain>(p, stream);
+  else if (p.held == Format::kInt8)
+    of_dim<T, Format::kInt8>(p, stream);
   else
-    run<T, 128>(p, stream);
+    of_dim<T, Format::kE4M3>(p, stream);
 }
 
 }  // namespace
@@ -225,10 +261,12 @@ void of_dim(const Paged& p, cudaStream_t stream) {
 bool prefill_knows(int64_t dim) { return dim == 64 || dim == 128; }
 
 void prefill(Type type, const Paged& p, cudaStream_t stream) {
-  if (type == Type::kBF16)
-    of_dim<BF16>(p, stream);
+  if (prefill_hopper_knows(p))
+    prefill_hopper(type, p, stream);
+  else if (type == Type::kBF16)
+    of_cache<BF16>(p, stream);
   else
-    of_dim<F16>(p, stream);
+    of_cache<F16>(p, stream);
 }
 
 }  // namespace qinfer::cuda

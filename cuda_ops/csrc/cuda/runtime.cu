@@ -37,5 +37,6 @@ void check(cudaError_t code, const char* what) {
 
 int multiprocessors() { return facts().multiprocessors; }
 bool is_hopper() { return facts().major >= 9; }
+bool is_sm90() { return facts().major == 9; }
 
 }  // namespace qinfer::cuda
