@@ -1,9 +1,10 @@
 """The accuracy table of the documentation: every scheme and method on the demo checkpoint.
 
     python -m benchmarks.accuracy            # writes docs/accuracy.md
-    python -m benchmarks.accuracy --model FOLDER --text FILE --output table.md
+    python -m benchmarks.accuracy --model FOLDER --text FILE --output table.md --work FOLDER
 
-Each quantised checkpoint is written into a temporary folder and evaluated against the model itself.
+Each quantised checkpoint is written into a folder and evaluated against the model itself. That
+folder is a temporary one, or --work, which is kept; what it has already is not made again.
 """
 
 from __future__ import annotations
@@ -26,14 +27,17 @@ MARK = "<!-- made by python -m benchmarks.accuracy -->"
 ON_THE_FLY = ("wint8", "wint4", "a8w8", "fp8")
 CALIBRATED = (
     ("wint8", "--method gptq"),
+    ("wint8", "--method gptq --kv-cache-dtype int8"),
     ("wint4", "--method mse"),
     ("wint4", "--method awq"),
     ("wint4", "--method gptq"),
     ("wint4", "--method awq+gptq"),
+    ("wint4", "--method awq+gptq --group-size 32 --zero-points"),
     ("a8w8", "--method smoothquant"),
     ("a8w8", "--method smoothquant+gptq"),
     ("a8w8", "--method smoothquant+gptq --activations tensor"),
     ("a8w8", "--method smoothquant+gptq --format paddlenlp"),
+    ("a8w8c8", "--method smoothquant+gptq"),
     ("fp8", "--method smoothquant"),
     ("fp8", "--method gptq"),
     ("fp8", "--method gptq --activations tensor"),
@@ -47,9 +51,10 @@ def main() -> None:
     parser.add_argument("--model", default="")
     parser.add_argument("--text", type=Path, default=None)
     parser.add_argument("--output", type=Path, default=PAGE)
+    parser.add_argument("--work", type=Path, default=None)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="qinfer-accuracy-") as folder:
-        rows = list(_rows(asked.model, asked.text, Path(folder)))
+        rows = list(_rows(asked.model, asked.text, asked.work or Path(folder)))
     table = COLUMNS + "| --- | --- | --- | --- | --- | --- |\n" + "".join(rows)
     print(table)
     if asked.output.exists():
@@ -65,13 +70,10 @@ def _rows(model: str, text: Path | None, folder: Path) -> Iterator[str]:
     runs = [
         (f"{name} | on the fly", RunConfig(model=model, quant=name, **base)) for name in ON_THE_FLY
     ]
-    for number, (quant, how) in enumerate(CALIBRATED):
-        output = folder / str(number)
-        arguments = ["quantize", "--quant", quant, *how.split(), "--output", str(output)]
-        arguments += ["--model", model] if model else []
-        print(" ".join(arguments), file=sys.stderr, flush=True)
-        call = "import sys; from qinfer.core.cli import main; main(sys.argv[1:])"
-        subprocess.run(python_command(call, *arguments), check=True, stdout=subprocess.DEVNULL)
+    for quant, how in CALIBRATED:
+        output = folder / f"{quant} {how}".replace(" --", " ").replace(" ", "-")
+        if not output.exists():
+            _quantise(model, quant, how, output)
         runs.append((f"{quant} | `{how}`", RunConfig(model=str(output), quant="auto", **base)))
     for kind in ("int8", "fp8"):
         run = RunConfig(model=model, quant="none", kv_cache_dtype=kind, **base)
@@ -82,6 +84,14 @@ def _rows(model: str, text: Path | None, folder: Path) -> Iterator[str]:
     first = next(results)
     yield f"| none | the reference | {first.perplexity:.3f} | | | |\n"
     yield from (_row(score, first) for score in results)
+
+
+def _quantise(model: str, quant: str, how: str, output: Path) -> None:
+    arguments = ["quantize", "--quant", quant, *how.split(), "--output", str(output)]
+    arguments += ["--model", model] if model else []
+    print(" ".join(arguments), file=sys.stderr, flush=True)
+    call = "import sys; from qinfer.core.cli import main; main(sys.argv[1:])"
+    subprocess.run(python_command(call, *arguments), check=True, stdout=subprocess.DEVNULL)
 
 
 def _row(score: Scores, first: Scores) -> str:

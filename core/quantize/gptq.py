@@ -28,28 +28,23 @@ def gptq(weight: Floats, x: Floats, grid: Grid, fit: Fit) -> Floats:
     order = np.argsort(-np.diag(hessian), kind="stable")
     upper = _inverse_factor(hessian[np.ix_(order, order)])
     group_of = order // (grid.group or weight.shape[1])
-    left = weight[:, order].copy()
-    left[:, dead[order]] = 0
+    left = np.ascontiguousarray(weight.T[order])  # a column of the weight is a row here
+    left[dead[order]] = 0
     result = np.empty_like(left)
-    one = Grid(dtype=grid.dtype, has_zero=grid.has_zero)
-    own = [_of_group(fit, group) for group in range(fit.scale.shape[1])]
-    for start in range(0, left.shape[1], BLOCK):
-        end = min(start + BLOCK, left.shape[1])
-        errors = np.empty((len(left), end - start), np.float32)
+    rounded = [grid.of_group(fit, group) for group in range(fit.scale.shape[1])]
+    for start in range(0, len(left), BLOCK):
+        end = min(start + BLOCK, len(left))
+        errors = np.empty((end - start, left.shape[1]), np.float32)
         for column in range(start, end):
-            result[:, column] = one.rounded(left[:, column, None], own[group_of[column]])[:, 0]
-            error = (left[:, column] - result[:, column]) / upper[column, column]
-            left[:, column:end] -= error[:, None] * upper[column, column:end]
-            errors[:, column - start] = error
-        left[:, end:] -= errors @ upper[start:end, end:]
-    back: Floats = np.empty_like(result)
-    back[:, order] = result
+            result[column] = rounded[group_of[column]](left[column])
+            error = errors[column - start]
+            np.subtract(left[column], result[column], out=error)
+            error /= upper[column, column]
+            left[column + 1 : end] -= upper[column, column + 1 : end, None] * error
+        left[end:] -= upper[start:end, end:].T @ errors
+    back: Floats = np.empty_like(weight)
+    back[:, order] = result.T
     return back
-
-
-def _of_group(fit: Fit, group: int) -> Fit:
-    at = slice(group, group + 1)
-    return Fit(scale=fit.scale[:, at], zero=None if fit.zero is None else fit.zero[:, at])
 
 
 def _inverse_factor(hessian: NDArray[np.float64]) -> Floats:

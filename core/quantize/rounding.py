@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +76,18 @@ class Grid:
         codes = self._codes(self._tiles(weight), fit).reshape(weight.shape)
         return codes.astype(ml_dtypes.float8_e4m3fn if "float8" in self.dtype else np.int8)
 
+    def of_group(self, fit: Fit, group: int) -> Callable[[Floats], Floats]:
+        """What rounds a column [out] of one group."""
+        zero: Floats | np.float32 = np.float32(0) if fit.zero is None else fit.zero[:, group]
+        scale = fit.scale[:, group]
+        divisor: Floats = np.where(scale > 0, scale, np.float32(1))
+
+        def rounded(column: Floats) -> Floats:
+            result: Floats = (self._held(column / divisor, zero) - zero) * scale
+            return result
+
+        return rounded
+
     def _bounds(self, tiles: Floats, by: str) -> tuple[Floats, Floats]:
         """The least and the largest number to be held, [out, groups] each; 0 lies between."""
         magnitudes = np.abs(tiles)
@@ -112,13 +125,17 @@ class Grid:
 
     def _codes(self, values: Floats, fit: Fit) -> Floats:
         scale = fit.scale[:, :, None]
-        scaled = values / np.where(scale > 0, scale, 1)
+        zero: Floats | np.float32 = np.float32(0) if fit.zero is None else fit.zero[:, :, None]
+        divisor: Floats = np.where(scale > 0, scale, np.float32(1))
+        return self._held(values / divisor, zero)
+
+    def _held(self, scaled: Floats, zero: Floats | np.float32) -> Floats:
+        """The codes nearest to numbers in units of the scale, as floats."""
         top = TOPS[self.dtype]
         if self.dtype == "float8_e4m3fn":
             held = np.clip(scaled, -top, top).astype(ml_dtypes.float8_e4m3fn)
             return np.asarray(held, np.float32)
-        around = np.float32(0) if fit.zero is None else fit.zero[:, :, None]
-        codes: Floats = np.clip(np.rint(scaled) + around, -top - 1, top)
+        codes: Floats = np.clip(np.rint(scaled) + zero, -top - 1, top)
         return codes
 
 

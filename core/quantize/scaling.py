@@ -40,7 +40,11 @@ def best_scale(
     """The s [in] with the least square error of the outputs, None where no s is better than 1."""
     exact = x @ weight.T
     least, best = float(((outputs(x, weight) - exact) ** 2).sum()), None
+    tried: set[bytes] = {np.ones_like(x[0]).tobytes()}
     for scale in candidates:
+        if scale.tobytes() in tried:
+            continue
+        tried.add(scale.tobytes())
         error = float(((outputs(x / scale, weight * scale) - exact) ** 2).sum())
         if error < least:
             least, best = error, scale
