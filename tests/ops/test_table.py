@@ -32,3 +32,14 @@ def test_every_operator_states_its_contract():
     for name, entry in table.TABLE.items():
         assert entry.__doc__, f"{name} has no contract"
         assert name in ops.__all__
+
+
+# Two run on a step's result, outside of its recording; `quantise` runs as a model is loaded;
+# `each_expert` is for experts without an operator of their own, and reads back who was chosen.
+OUTSIDE = {"edit_logits", "token_logprobs", "quantise", "each_expert"}
+
+
+def test_a_decoding_step_leaves_nothing_to_the_reference(version):
+    """A recording holds native operators only."""
+    if version == "cpu":
+        assert set(table.use("cpu")) <= OUTSIDE

@@ -21,6 +21,11 @@ Task expert_linear(Format format, const float* x, const void* packed, const floa
                    const int32_t* experts, float* y, int64_t pairs, int64_t x_rows, int64_t in,
                    int64_t out, int64_t count);
 
+// The same as `linear_a8w8`, of int8 weights.
+Task expert_linear_a8w8(const float* x, const void* packed, const float* scale,
+                        const float* input_scale, const int32_t* experts, float* y, int64_t pairs,
+                        int64_t x_rows, int64_t in, int64_t out, int64_t count);
+
 // y[t] = sum over j of weights[t, j] routed[t * top_k + j], plus sigmoid(gate[t]) shared[t] where
 // these are not null. y and shared [tokens, width].
 Task mix_experts(const float* routed, const float* weights, const float* shared, const float* gate,

@@ -86,10 +86,10 @@ void run(const Job& job, const Worker& me) {
   });
 }
 
-// The same with a few panels at a time made float by W::decode, which the float kernel then adds in
-// the same order: for many rows, where decoding once pays.
-template <typename W>
-void run_decoded(const Job& job, const Worker& me) {
+// The same with a few panels at a time made float by W::decode, for many rows, where decoding once
+// pays: add_up(part, p, end) then adds these panels in the same order, as F32Weights.
+template <typename W, typename AddUp>
+void over_decoded(const Job& job, const Worker& me, const AddUp& add_up) {
   me.share(divide_up(job.out, kLanes), [&](int64_t first, int64_t end) {
     const int64_t steps = divide_up(job.in, W::kStep);
     std::vector<float> decoded(kGroup * steps * W::kStep * kLanes);
@@ -99,9 +99,14 @@ void run_decoded(const Job& job, const Worker& me) {
       const int64_t stop = std::min(p + kGroup, end);
       W::decode(job.w + p * job.panel, decoded.data(), (stop - p) * steps);
       part.w = reinterpret_cast<const char*>(decoded.data()) - p * part.panel;
-      run_rows<F32Weights>(part, p, stop);
+      add_up(part, p, stop);
     }
   });
+}
+
+template <typename W>
+void run_decoded(const Job& job, const Worker& me) {
+  over_decoded<W>(job, me, run_rows<F32Weights>);
 }
 
 }  // namespace qinfer

@@ -44,7 +44,7 @@ Task product(Format format, const Job& job) {
     case Format::kBF16:
       return bf16_product(job);
     case Format::kE4M3:
-      return e4m3_product(job);
+      return e4m3_product(job, nullptr);
     case Format::kInt8:
       return int8_product(job);
     case Format::kInt4:
@@ -99,20 +99,73 @@ Task linear_a8w8(const float* x, const void* packed, const float* scale, const f
                       input_scale);
 }
 
-Task expert_linear(Format format, const float* x, const void* packed, const float* scale,
-                   const int32_t* experts, float* y, int64_t pairs, int64_t x_rows, int64_t in,
-                   int64_t out, int64_t count) {
+Task linear_e4m3(const float* x, const void* packed, const float* scale, const float* input_scale,
+                 const float* bias, float* y, int64_t rows, int64_t in, int64_t out) {
+  return e4m3_product(make_job(Format::kE4M3, x, packed, scale, bias, y, rows, in, out),
+                      input_scale);
+}
+
+Task linear_e4m3_blocks(const float* x, const void* packed, const float* scale, int64_t block,
+                        const float* bias, float* y, int64_t rows, int64_t in, int64_t out) {
+  return e4m3_block_product(make_job(Format::kE4M3, x, packed, scale, bias, y, rows, in, out),
+                            block);
+}
+
+int64_t packed_group_bytes(int bits, int64_t out, int64_t in, int64_t groups) {
+  const int64_t panel =
+      bits == 4 ? group4_panel_bytes(in, in / groups) : group8_panel_bytes(in, in / groups);
+  return divide_up(out, kLanes) * panel;
+}
+
+void pack_groups(int bits, const int8_t* weight, char* packed, int64_t out, int64_t in,
+                 int64_t groups) {
+  (bits == 4 ? pack_group4 : pack_group8)(weight, packed, out, in, in / groups);
+}
+
+Task linear_groups(int bits, const float* x, const void* packed, const float* scale,
+                   const float* bias, float* y, int64_t rows, int64_t in, int64_t out,
+                   int64_t groups) {
+  Job job = make_job(Format::kInt8, x, packed, scale, bias, y, rows, in, out);
+  job.panel = packed_group_bytes(bits, kLanes, in, groups);
+  return (bits == 4 ? group4_product : group8_product)(job, in / groups);
+}
+
+namespace {
+
+// multiply(job) over pairs in the order of their experts.
+template <typename Multiply>
+Task of_experts(Job job, const int32_t* experts, int64_t x_rows, int64_t count,
+                const Multiply& multiply) {
+  const int64_t pairs = job.rows;
   auto order = std::make_shared<Order>(Order{experts, pairs, count, pairs / x_rows,
                                              scratch<int64_t>(pairs), scratch<int64_t>(count + 1)});
-  Job job = make_job(format, x, packed, scale, nullptr, y, pairs, in, out);
   job.order = order.get();
-  job.scales = format == Format::kInt4 ? out * (in / 64) : out;
-  const Task multiply = product(format, job);
+  const Task task = multiply(job);
   return [=](const Worker& me) {
     if (me.index == 0) order->sort();
     me.wait();
-    multiply(me);
+    task(me);
   };
+}
+
+}  // namespace
+
+Task expert_linear(Format format, const float* x, const void* packed, const float* scale,
+                   const int32_t* experts, float* y, int64_t pairs, int64_t x_rows, int64_t in,
+                   int64_t out, int64_t count) {
+  Job job = make_job(format, x, packed, scale, nullptr, y, pairs, in, out);
+  job.scales = format == Format::kInt4 ? out * (in / 64) : out;
+  return of_experts(job, experts, x_rows, count,
+                    [=](const Job& sorted) { return product(format, sorted); });
+}
+
+Task expert_linear_a8w8(const float* x, const void* packed, const float* scale,
+                        const float* input_scale, const int32_t* experts, float* y, int64_t pairs,
+                        int64_t x_rows, int64_t in, int64_t out, int64_t count) {
+  Job job = make_job(Format::kInt8, x, packed, scale, nullptr, y, pairs, in, out);
+  job.scales = out;
+  return of_experts(job, experts, x_rows, count,
+                    [=](const Job& sorted) { return a8w8_product(sorted, input_scale); });
 }
 
 }  // namespace qinfer

@@ -35,4 +35,22 @@ Task linear(Format format, const float* x, const void* packed, const float* scal
 Task linear_a8w8(const float* x, const void* packed, const float* scale, const float* input_scale,
                  const float* bias, float* y, int64_t rows, int64_t in, int64_t out);
 
+// Weights packed as e4m3, x rounded by `input_scale` [1].
+Task linear_e4m3(const float* x, const void* packed, const float* scale, const float* input_scale,
+                 const float* bias, float* y, int64_t rows, int64_t in, int64_t out);
+
+// Weights packed as e4m3 with scales [ceil(out / block), ceil(in / block)]; x rounded to e4m3 of
+// the largest magnitude in each `block` inputs. `block`: a multiple of 4.
+Task linear_e4m3_blocks(const float* x, const void* packed, const float* scale, int64_t block,
+                        const float* bias, float* y, int64_t rows, int64_t in, int64_t out);
+
+// Integer weights in `groups` equal groups of inputs: values of 4 bits, -8 to 7, or 8. Their scales
+// are packed ones. x is rounded to 16 bits of the largest magnitude in each group.
+int64_t packed_group_bytes(int bits, int64_t out, int64_t in, int64_t groups);
+void pack_groups(int bits, const int8_t* weight, char* packed, int64_t out, int64_t in,
+                 int64_t groups);
+Task linear_groups(int bits, const float* x, const void* packed, const float* scale,
+                   const float* bias, float* y, int64_t rows, int64_t in, int64_t out,
+                   int64_t groups);
+
 }  // namespace qinfer

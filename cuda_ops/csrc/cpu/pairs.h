@@ -173,7 +173,8 @@ void pair_tile(const Job& job, const Rounded& x, const float* scale, int64_t row
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
           const F32 part = __builtin_convertvector(sum[r][i], F32);
-          total[r][i] += scale ? part * (by * x.scale[(row + r) * x.groups + g]) : part;
+          const F32 with = by * (scale ? x.scale[(row + r) * x.groups + g] : 1.0f);
+          total[r][i] = add_product(total[r][i], part, with);
         }
       }
     }

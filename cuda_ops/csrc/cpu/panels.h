@@ -114,10 +114,13 @@ void pack_e4m3(const uint8_t* weight, uint8_t* packed, int64_t out, int64_t in);
 void pack_int4(const int8_t* weight, char* packed, int64_t out, int64_t in);
 Task f32_product(const Job& job);
 Task bf16_product(const Job& job);
-Task e4m3_product(const Job& job);
+Task e4m3_product(const Job& job, const float* input_scale);
 Task int8_product(const Job& job);
 Task int4_product(const Job& job);
 Task a8w8_product(const Job& job, const float* input_scale);
+
+// With a scale for each block of outputs and inputs, [out blocks, in blocks], in `job.scale`.
+Task e4m3_block_product(const Job& job, int64_t block);
 
 // The same in groups of any size, int8 or int4, with a scale for each: `job.scale` is [panels,
 // groups, lanes].
