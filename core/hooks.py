@@ -26,6 +26,7 @@ from qinfer.core.types import (
     Array,
     CacheSpec,
     DeviceInfo,
+    ExportNeeds,
     LinearSpec,
     LoadStats,
     ModelConfig,
@@ -95,6 +96,13 @@ class Hooks:
                     raise hook.wrong(f"{describe(value)} where {expected.__name__} is needed")
                 found.append((hook.record, value))
         return found
+
+    def record(self, kind: str) -> PluginRecord:
+        """Where the selected plugin of that kind comes from. Raises LookupError without one."""
+        for record, _ in self._plugins:
+            if record.kind == kind:
+                return record
+        raise LookupError(f"this session has no {kind} plugin")
 
     def plugin(self, kind: str) -> PluginInfo:
         """What the selected plugin of that kind says of itself. Raises LookupError without one."""
@@ -248,9 +256,29 @@ class Hooks:
         """What compiling the backend's operators would make."""
         return self._one("plan_operators").typed(OperatorBuild)
 
-    def export(self, model: Model, config: ModelConfig, run: RunConfig, path: Path) -> Path:
+    @property
+    def runs_exports(self) -> bool:
+        """Whether the backend runs exported models only."""
+        return bool(self._hooks["plan_export"])
+
+    def plan_export(self, run: RunConfig) -> ExportNeeds:
+        """What an export made now would need where it runs."""
+        return self._one("plan_export").typed(ExportNeeds, run=run)
+
+    def export(
+        self, model: Model, config: ModelConfig, cache: CacheSpec, run: RunConfig, path: Path
+    ) -> Path:
         """Write the model as files that run without its plugin."""
-        return self._one("export").typed(Path, model=model, config=config, run=run, path=path)
+        hook = self._one("export")
+        return hook.typed(Path, model=model, config=config, cache=cache, run=run, path=path)
+
+    def open_export(
+        self, needs: ExportNeeds, config: ModelConfig, cache: CacheSpec, run: RunConfig, path: Path
+    ) -> Model:
+        """The model that was exported into ``path``."""
+        settings = {"needs": needs, "config": config, "cache": cache, "run": run, "path": path}
+        model: Model = self._one("open_export").callables("__call__", **settings)
+        return model
 
     def loaded(self, stats: LoadStats) -> None:
         """Tell the observers that the model is loaded."""

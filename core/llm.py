@@ -39,7 +39,8 @@ class LLM:
 
     model: a folder, a hub id ``org/name[@revision]``, or None for the demo checkpoint.
     plugin, quant, backend, observers: names, aliases or ``dist:name``; without ``plugin`` and with
-    ``quant`` auto the checkpoint's config.json decides. dtype: auto (the checkpoint's), bfloat16,
+    ``quant`` auto the checkpoint's config.json decides, and ``backend`` auto is dynamic. An
+    exported folder has decided all three. dtype: auto (the checkpoint's), bfloat16,
     float16, float32. threads: 0 for one per usable processor. kv_cache_memory: bytes, 0 for a
     share of the free memory. kv_cache_dtype: auto (the scheme's), int8 or fp8.
     max_model_len: tokens, 0 for the model's own context or as much of it as fits.
@@ -59,7 +60,7 @@ class LLM:
         *,
         plugin: str | None = None,
         quant: str = "auto",
-        backend: str = "dynamic",
+        backend: str = "auto",
         observers: Sequence[str] = (),
         device: str = "auto",
         dtype: str = "auto",

@@ -8,8 +8,8 @@ from typing import Any
 
 from qinfer.core.checkpoint.rules import num_parameters
 from qinfer.core.discovery import discover
+from qinfer.core.loading import cache_layout
 from qinfer.core.selection import detect_model, open_session, resolve
-from qinfer.core.session import cache_layout
 from qinfer.core.types import CacheSpec, LinearSpec, ModelConfig, QuantPlan, WeightRule
 
 BITS = {"float32": 32, "bfloat16": 16, "float16": 16, "int8": 8, "float8_e4m3fn": 8, "int4": 4}

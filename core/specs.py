@@ -27,6 +27,7 @@ from qinfer.core.types import (
     Array,
     CacheSpec,
     DeviceInfo,
+    ExportNeeds,
     LinearSpec,
     LoadStats,
     ModelConfig,
@@ -168,8 +169,26 @@ class BackendPlugin(Plugin):
         """
 
     @_one
-    def export(self, model: Model, config: ModelConfig, run: RunConfig, path: Path) -> Path | None:
-        """Write the model as files that run without its plugin."""
+    def plan_export(self, run: RunConfig) -> ExportNeeds | None:
+        """What an export made now would need; called after ``configure``. A backend with this hook
+        runs exported models only, so that a checkpoint is exported first.
+        """
+
+    @_one
+    def export(
+        self, model: Model, config: ModelConfig, cache: CacheSpec, run: RunConfig, path: Path
+    ) -> Path | None:
+        """Write the model into the empty folder ``path``, as files that ``open_export`` reads, and
+        return ``path``. ``cache.num_blocks`` is 0: a run chooses it.
+        """
+
+    @_one
+    def open_export(
+        self, needs: ExportNeeds, config: ModelConfig, cache: CacheSpec, run: RunConfig, path: Path
+    ) -> Model | None:
+        """Read what ``export`` wrote into ``path``, whose files are as they were. Raises
+        Unsupported where ``needs`` are not met.
+        """
 
 
 class ObserverPlugin(Plugin):

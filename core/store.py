@@ -63,25 +63,35 @@ def make_once(
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _locked(folder.parent / f"{folder.name}.lock", progress):
             if force or not is_intact(folder, verify=verify):
-                _make(folder, fill)
+                make_folder(folder, lambda new: _seal(new, fill))
     except OSError as error:
         raise _explained(folder, error) from error
 
 
 def file_sha256(path: Path) -> str:
     """The sha256 of a file's contents, in hexadecimal."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return _sha256(file)
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
-def _make(folder: Path, fill: Callable[[Path], None]) -> None:
+def make_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Make ``folder``, or make it anew: ``fill`` writes its files into an empty folder beside it,
+    which takes the name ``folder`` in one step. OSError passes; then, as with any error out of
+    ``fill``, nothing is left behind. What a killed process left is removed.
+    """
     for leftover in folder.parent.glob(f"{folder.name}.tmp-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     new = folder.with_name(f"{folder.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
     new.mkdir()
     try:
         fill(new)
-        _seal(new)
+        for path in new.iterdir():
+            with path.open("r+b") as file:
+                os.fsync(file.fileno())
+        _sync_folder(new)
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(new, folder)
@@ -91,18 +101,15 @@ def _make(folder: Path, fill: Callable[[Path], None]) -> None:
         raise
 
 
-def _seal(folder: Path) -> None:
-    """Bring every file to the disk, and then the manifest that says they are complete."""
-    files = {}
-    for path in sorted(folder.iterdir()):
-        with path.open("r+b") as file:
-            files[path.name] = {"size": path.stat().st_size, "sha256": _sha256(file)}
-            os.fsync(file.fileno())
-    with (folder / MANIFEST).open("w", encoding="utf-8") as out:
-        json.dump({"files": files}, out, indent=1)
-        out.flush()
-        os.fsync(out.fileno())
-    _sync_folder(folder)
+def _seal(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Fill the folder and write the manifest of its files."""
+    fill(folder)
+    files = {
+        path.name: {"size": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in sorted(folder.iterdir())
+    }
+    text = json.dumps({"files": files}, indent=1)
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
 
 
 def _sync_folder(folder: Path) -> None:
@@ -113,13 +120,6 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _sha256(file: IO[bytes]) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(2**20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 @contextmanager

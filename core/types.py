@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-API_VERSION = "1.2"
+API_VERSION = "1.3"
 """Version of the plugin contract (major.minor) that this core speaks."""
 
 Array = Any
@@ -278,6 +278,7 @@ class LayerCache:
 class RunConfig:
     """What the user asked for, with names resolved. Memory in bytes; a size of 0 is chosen, by the
     device (``core/engine/sizing.py``); the quant scheme "auto" is the checkpoint's own.
+    ``operators``: the version of them that an exported model needs, "" where the backend chooses.
     """
 
     model: str = ""
@@ -295,6 +296,7 @@ class RunConfig:
     max_batch_tokens: int = 0
     block_size: int = 0
     require_kernels: bool = False
+    operators: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,6 +310,16 @@ class OperatorBuild:
     library: Path
     is_built: bool
     build: Callable[[bool], Path]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportNeeds:
+    """What an exported program needs where it runs: a version of the operators ("reference" needs
+    nothing compiled), and facts about them that must be the same there.
+    """
+
+    operators: str
+    facts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from paddle import Tensor
 from paddle.nn.functional import softmax
 
 from qinfer.core.types import LayerCache
-from qinfer.cuda_ops.linear import E4M3_MAX, E4M3_UNIT, decode_e4m3
+from qinfer.cuda_ops.linear import E4M3_MAX, E4M3_UNIT, decode_e4m3, e4m3_codes
 from qinfer.cuda_ops.table import operator
 
 
@@ -76,21 +76,21 @@ def scale_queries(queries: Tensor, scale: Tensor | None, positions: Tensor) -> T
 
 
 def _write(cache: Tensor, scales: Tensor | None, slots: Tensor, rows: Tensor) -> None:
-    """Overwrite ``slots`` with rows [T, Hkv, D]; in place, as views share the cache's memory.
-
-    As 32-bit words: Paddle's scatter knows no smaller numbers on a CPU.
-    """
+    """Overwrite ``slots`` with rows [T, Hkv, D], in place."""
+    size = cache.shape[1]
+    where = (slots // size, slots % size)
     if scales is not None:
         largest = LARGEST[cache.dtype]
         scale = scales
         if not is_static(scales):
             scale = (paddle.amax(paddle.abs(rows), axis=-1) / largest).clip(min=1e-30)
-            paddle.scatter_(scales.view([-1, scales.shape[2]]), slots, scale, overwrite=True)
+            paddle.index_put_(scales, where, scale)
         rows = (rows / scale.unsqueeze(-1)).clip(-largest, largest)
         rows = paddle.round(rows) if cache.dtype == paddle.int8 else rows
-    words = rows.reshape([rows.shape[0], -1]).astype(cache.dtype).view("int32")
-    flat = cache.view([cache.shape[0] * cache.shape[1], -1]).view("int32")
-    paddle.scatter_(flat, slots, words, overwrite=True)
+    numbers = rows.astype(cache.dtype)
+    if cache.dtype == paddle.float8_e4m3fn:
+        cache, numbers = e4m3_codes(cache), e4m3_codes(numbers)
+    paddle.index_put_(cache, where, numbers)
 
 
 def is_static(scales: Tensor) -> bool:
@@ -105,15 +105,16 @@ LARGEST = {paddle.int8: 127.0, paddle.float8_e4m3fn: E4M3_MAX}
 def _read(cache: Tensor, scales: Tensor | None, blocks: Tensor, dtype: object) -> Tensor:
     """The rows of these blocks, [slots, Hkv, D] in ``dtype``."""
     heads, dim = cache.shape[2:]
-    words = paddle.gather(cache.view([cache.shape[0], -1]).view("int32"), blocks)
-    rows = words.view(cache.dtype).reshape([-1, heads, dim])
+    is_e4m3 = cache.dtype == paddle.float8_e4m3fn
+    numbers = paddle.gather(e4m3_codes(cache) if is_e4m3 else cache, blocks)
+    rows = numbers.reshape([-1, heads, dim])
     if scales is None:
         return rows.astype(dtype)
     by_slot = scales if is_static(scales) else paddle.gather(scales, blocks)
     scale = by_slot.reshape([-1, heads, 1]).astype(dtype)
-    if cache.dtype == paddle.int8:
-        return rows.astype(dtype) * scale
-    return decode_e4m3(rows, dtype) * (scale * E4M3_UNIT)
+    if is_e4m3:
+        return decode_e4m3(rows, dtype) * (scale * E4M3_UNIT)
+    return rows.astype(dtype) * scale
 
 
 @operator
@@ -133,6 +134,10 @@ def paged_attention(
     Slots past a sequence's length are never read. A ``window`` other than 0 is how many of the
     last tokens, its own included, each token sees. Returns [T, Hq * D].
     """
+    if not paddle.in_dynamic_mode():
+        return _attend_in_a_loop(
+            queries, cache, query_starts, seq_lens, block_tables, scale, window
+        )
     starts, lengths = query_starts.tolist(), seq_lens.tolist()
     outputs = [
         _attend_one(queries[start:end], cache, block_tables[row], length, scale, window)
@@ -143,17 +148,43 @@ def paged_attention(
     return outputs[0] if len(outputs) == 1 else paddle.concat(outputs)
 
 
+def _attend_in_a_loop(
+    queries: Tensor,
+    cache: LayerCache,
+    query_starts: Tensor,
+    seq_lens: Tensor,
+    block_tables: Tensor,
+    scale: float,
+    window: int,
+) -> Tensor:
+    """The same in a program, where how many sequences there are is not known yet."""
+
+    def attend(row: Tensor, done: Tensor) -> list[Tensor]:
+        start, end = paddle.gather(query_starts, row), paddle.gather(query_starts, row + 1)
+        own = paddle.slice(queries, [0], [start], [end])
+        blocks, length = paddle.gather(block_tables, row)[0], paddle.gather(seq_lens, row)
+        mixed = _attend_one(own, cache, blocks, length, scale, window)
+        return [row + 1, paddle.scatter(done, paddle.arange(start, end), mixed)]
+
+    def is_left(row: Tensor, done: Tensor) -> Tensor:
+        return row < paddle.shape(seq_lens)[0]
+
+    begin = [paddle.zeros([1], "int32"), paddle.zeros_like(queries).flatten(1)]
+    return paddle.static.nn.while_loop(is_left, attend, begin)[1]
+
+
 def _attend_one(
     queries: Tensor,
     cache: LayerCache,
     blocks: Tensor,
-    length: int,
+    length: int | Tensor,
     scale: float,
     window: int,
 ) -> Tensor:
-    count, heads, dim = queries.shape
+    """Queries [n, Hq, D] of one sequence: [n, Hq * D]."""
+    heads, dim = queries.shape[1:]
     block_size, kv_heads = cache.keys.shape[1:3]
-    used = blocks[: -(-length // block_size)]
+    used = blocks[: (length + block_size - 1) // block_size]
     keys, values = (
         _read(part, scales, used, queries.dtype)[:length].transpose([1, 0, 2])
         for part, scales in (
@@ -162,14 +193,21 @@ def _attend_one(
         )
     )
     # The heads that share a KV head become further rows of one product: [Hkv, group * n, D].
-    grouped = (queries * scale).reshape([count, kv_heads, -1, dim]).transpose([1, 2, 0, 3])
+    group = heads // kv_heads
+    grouped = (queries * scale).reshape([-1, kv_heads, group, dim]).transpose([1, 2, 0, 3])
     scores = paddle.matmul(grouped.reshape([kv_heads, -1, dim]), keys, transpose_y=True)
-    if count > 1 or window:
-        hidden = paddle.full([count, length], float("-inf"), dtype=scores.dtype)
-        mask = paddle.triu(hidden, diagonal=length - count + 1)
-        if window:
-            mask = mask + paddle.tril(hidden, diagonal=length - count - window)
-        scores = (scores.reshape([-1, count, length]) + mask).reshape([kv_heads, -1, length])
+    scores = scores + paddle.tile(_hidden(queries, length, window), [group, 1])
     mixed = paddle.matmul(softmax(scores, axis=-1), values)
-    mixed = mixed.reshape([kv_heads, -1, count, dim]).transpose([2, 0, 1, 3])
-    return mixed.reshape([count, heads * dim])
+    mixed = mixed.reshape([kv_heads, group, -1, dim]).transpose([2, 0, 1, 3])
+    return mixed.reshape([-1, heads * dim])
+
+
+def _hidden(queries: Tensor, length: int | Tensor, window: int) -> Tensor:
+    """What is added to scores [n, length]: -inf for the keys a query must not see."""
+    count = queries.shape[0] if paddle.in_dynamic_mode() else paddle.shape(queries)[0]
+    own = paddle.arange(length - count, length).unsqueeze(1)
+    keys = paddle.arange(length).unsqueeze(0)
+    is_hidden = keys > own
+    if window:
+        is_hidden = is_hidden | (keys <= own - window)
+    return paddle.where(is_hidden, float("-inf"), 0.0).astype(queries.dtype)

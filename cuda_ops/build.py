@@ -83,13 +83,20 @@ def plan_build() -> Build:
     compiler, paddle = find_compiler("native"), paddle_folder()
     target = tuple(os.environ.get(TARGET, "").split()) or NATIVE
     digest = hashlib.sha256((paddle / "version" / "__init__.py").read_bytes())
-    for path in sorted([*SOURCES.glob("*.*"), *(SOURCES / "cpu").iterdir()]):
-        name = path.relative_to(SOURCES).as_posix()
-        digest.update(name.encode() + b"\0" + path.read_bytes())
+    digest.update(sources_digest().encode())
     said = run_compiler([compiler, "--version"]).stdout
     digest.update("\0".join((*FLAGS, *target, said, cpu_name(), cpu_flags())).encode())
     folder = cache_dir() / "operators" / digest.hexdigest()[:20]
     return Build(compiler=compiler, target=target, paddle=paddle, folder=folder)
+
+
+def sources_digest() -> str:
+    """A digest of the sources of the CPU operators."""
+    digest = hashlib.sha256()
+    for path in sorted([*SOURCES.glob("*.*"), *(SOURCES / "cpu").iterdir()]):
+        name = path.relative_to(SOURCES).as_posix()
+        digest.update(name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:20]
 
 
 def build(

@@ -42,8 +42,8 @@ def mix_experts(
 
     A shared expert's outputs [T, H] are added, times the sigmoid of ``gate`` [T, 1].
     """
-    tokens, top_k = weights.shape
-    rows = routed.reshape([tokens, top_k, -1]) * weights.unsqueeze(-1).astype(routed.dtype)
+    top_k, width = weights.shape[1], routed.shape[1]
+    rows = routed.reshape([-1, top_k, width]) * weights.unsqueeze(-1).astype(routed.dtype)
     total = rows.sum(axis=1)
     return total if shared is None or gate is None else total + sigmoid(gate) * shared
 
@@ -66,7 +66,8 @@ def expert_linear(x: Tensor, weight: Tensor, experts: Tensor, dtype: str, out: i
 
     ``dtype``: the weight's before it was arranged. ``out``: outputs of one expert.
     """
-    return _each(x, experts, out, lambda rows, e: paddle.matmul(rows, weight[e]))
+    count = weight.shape[0]
+    return _each(x, experts, count, out, lambda rows, e: paddle.matmul(rows, weight[e]))
 
 
 @operator
@@ -75,7 +76,9 @@ def expert_linear_int8(
 ) -> Tensor:
     """Weight-only int8 as ``linear_int8``, for each expert; scale [E * out]."""
     product, scales = single.linear_int8.versions[REFERENCE], scale.reshape([-1, out])
-    return _each(x, experts, out, lambda rows, e: product(rows, weight[e], scales[e], None))
+    return _each(
+        x, experts, weight.shape[0], out, lambda rows, e: product(rows, weight[e], scales[e], None)
+    )
 
 
 @operator
@@ -84,8 +87,10 @@ def expert_linear_fp8(
 ) -> Tensor:
     """e4m3 weights and activations as ``linear_fp8``, for each expert; scale [E * out]."""
     product, scales = single.linear_fp8.versions[REFERENCE], scale.reshape([-1, out])
-    codes = weight.view("int8")
-    return _each(x, experts, out, lambda rows, e: product(rows, codes[e], scales[e], None))
+    codes = single.e4m3_codes(weight)
+    return _each(
+        x, experts, weight.shape[0], out, lambda rows, e: product(rows, codes[e], scales[e], None)
+    )
 
 
 @operator
@@ -103,18 +108,24 @@ def expert_linear_int4(
 ) -> Tensor:
     """Weight-only int4 as ``linear_int4``, for each expert; both arranged."""
     product = single.linear_int4.versions[REFERENCE]
-    return _each(x, experts, out, lambda rows, e: product(rows, weight[e], scale[e], None, out))
+    return _each(
+        x,
+        experts,
+        weight.shape[0],
+        out,
+        lambda rows, e: product(rows, weight[e], scale[e], None, out),
+    )
 
 
 @operator
 def each_expert(
-    x: Tensor, experts: Tensor, out: int, product: Callable[[Tensor, int], Tensor]
+    x: Tensor, experts: Tensor, count: int, out: int, product: Callable[[Tensor, int], Tensor]
 ) -> Tensor:
-    """``product(rows, e)`` of the rows of each expert e that is used: for any format of weights.
+    """``product(rows, e)`` of the rows of each of ``count`` experts: for any format of weights.
 
     x [T * k or T, in], experts [T, k] -> [T * k, out].
     """
-    return _each(x, experts, out, product)
+    return _each(x, experts, count, out, product)
 
 
 def _stack(weight: Tensor, experts: int, arrange: Callable[[Tensor], Tensor]) -> Tensor:
@@ -127,14 +138,21 @@ def _stack(weight: Tensor, experts: int, arrange: Callable[[Tensor], Tensor]) ->
     return result
 
 
-def _each(x: Tensor, experts: Tensor, out: int, product: Callable[[Tensor, int], Tensor]) -> Tensor:
-    """The rows of each expert that is used, multiplied together and put back in their places."""
-    pairs = experts.shape[0] * experts.shape[1]
-    repeats = pairs // x.shape[0]  # pairs that read the same row
-    result = paddle.empty([pairs, out], x.dtype)
-    chosen = experts.reshape([-1]).numpy()
-    for expert in sorted(set(chosen.tolist())):
-        places = paddle.to_tensor((chosen == expert).nonzero()[0])
+def _each(
+    x: Tensor, experts: Tensor, count: int, out: int, product: Callable[[Tensor, int], Tensor]
+) -> Tensor:
+    """The rows of each of ``count`` experts, multiplied together and put back in their places."""
+    chosen = experts.flatten()
+    pairs = chosen.shape[0] if paddle.in_dynamic_mode() else paddle.shape(chosen)[0]
+    repeats = paddle.shape(chosen)[0] // paddle.shape(x)[0]  # pairs that read the same row
+    result = paddle.zeros([pairs, out], x.dtype)
+    for expert in _used(chosen, count):
+        places = paddle.nonzero(chosen == expert).flatten()
         rows = product(paddle.gather(x, places // repeats), expert)
-        paddle.scatter_(result, places, rows, overwrite=True)
+        result = paddle.scatter(result, places, rows, overwrite=True)
     return result
+
+
+def _used(chosen: Tensor, count: int) -> list[int]:
+    """The experts to multiply with: in a program all, as the choice is not known yet."""
+    return sorted(set(chosen.tolist())) if paddle.in_dynamic_mode() else list(range(count))

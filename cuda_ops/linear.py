@@ -6,9 +6,13 @@ A weight comes as [out, in] and is put once into the order a version's products 
 
 from __future__ import annotations
 
+import ml_dtypes
+import numpy as np
 import paddle
+from numpy.typing import NDArray
 from paddle import Tensor
 
+from qinfer.core.errors import Unsupported
 from qinfer.cuda_ops.table import operator
 
 E4M3_MAX = 448.0
@@ -82,9 +86,7 @@ def linear_fp8(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) ->
     even) before the product, which adds up in float32: ``(x8 W8) * x_scale * scale + b``.
     """
     x_scale = (paddle.amax(paddle.abs(x), axis=-1, keepdim=True) / E4M3_MAX).clip(min=1e-30)
-    # Paddle's cast makes 464 a NaN and does not saturate cleanly: clip first.
-    rounded = (x / x_scale).clip(-E4M3_MAX, E4M3_MAX).astype("float8_e4m3fn").astype(x.dtype)
-    product = paddle.matmul(rounded, decode_e4m3(weight, x.dtype))
+    product = paddle.matmul(round_e4m3(x / x_scale), decode_e4m3(weight, x.dtype))
     return _add(product * (x_scale * E4M3_UNIT) * scale, bias)
 
 
@@ -99,9 +101,51 @@ def decode_e4m3(weight: Tensor, dtype: object) -> Tensor:
     Multiplying the sign-extended byte by 128 is that shift; the mask removes the sign's copy.
     A mask of the full shape, because Paddle's broadcasting "and" takes ten times as long.
     """
-    shifted = weight.view("int8").astype("int16") * 128
+    codes = e4m3_codes(weight)
+    if not paddle.in_dynamic_mode():  # a program cannot take bits for another type's
+        table = paddle.to_tensor(_every_e4m3() / np.float32(E4M3_UNIT))
+        numbers = paddle.gather(table, codes.astype("int32").flatten() % 256)
+        return numbers.reshape(codes.shape).astype(dtype)
+    shifted = codes.astype("int16") * 128
     bits = paddle.bitwise_and(shifted, paddle.full_like(shifted, -16512))  # 0xBF80
     return bits.view("float16").astype(dtype)
+
+
+def round_e4m3(x: Tensor) -> Tensor:
+    """The nearest e4m3 numbers, ties to even, saturating at 448; in x's dtype."""
+    # Paddle's cast makes 464 a NaN and does not saturate cleanly: clip first.
+    x = x.clip(-E4M3_MAX, E4M3_MAX)
+    if paddle.in_dynamic_mode():
+        return x.astype("float8_e4m3fn").astype(x.dtype)
+    # Programs cannot be saved with that type: the codes are found between the numbers' middles.
+    numbers = _every_e4m3()[:127]
+    middles = paddle.to_tensor((numbers[1:] + numbers[:-1]) / 2)
+    low, high = (paddle.searchsorted(middles, paddle.abs(x), right=end) for end in (False, True))
+    codes = paddle.where(low % 2 == 0, low, high)  # they differ for a middle alone
+    rounded = paddle.gather(paddle.to_tensor(numbers), codes.flatten()).reshape(x.shape)
+    return paddle.where(x < 0, -rounded, rounded)
+
+
+def _every_e4m3() -> NDArray[np.float32]:
+    """The numbers of all 256 codes; 0 for NaN, which a saved program cannot hold."""
+    codes = np.arange(256, dtype=np.uint8)
+    numbers: NDArray[np.float32] = codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    return np.nan_to_num(numbers, nan=0.0)
+
+
+def e4m3_codes(numbers: Tensor) -> Tensor:
+    """The bits of float8_e4m3fn numbers as int8, which is all that most operators of Paddle can
+    move about; int8 ones are codes already.
+    """
+    if numbers.dtype == paddle.int8:
+        return numbers
+    if not paddle.in_dynamic_mode():
+        raise Unsupported(
+            "the reference operators cannot be exported with keys and values in fp8, as Paddle's "
+            "programs cannot take such numbers for bits",
+            remedy="Use --kv-cache-dtype int8 or auto, or the native operators (qinfer doctor).",
+        )
+    return numbers.view("int8")
 
 
 def _add(product: Tensor, bias: Tensor | None) -> Tensor:

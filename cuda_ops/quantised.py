@@ -10,7 +10,7 @@ import paddle
 from paddle import Tensor
 
 from qinfer.cuda_ops.experts import _each, _stack
-from qinfer.cuda_ops.linear import E4M3_MAX, E4M3_UNIT, _add, decode_e4m3
+from qinfer.cuda_ops.linear import E4M3_MAX, E4M3_UNIT, _add, decode_e4m3, round_e4m3
 from qinfer.cuda_ops.table import REFERENCE, operator
 
 INT8_MIN, INT8_MAX = -128.0, 127.0
@@ -71,7 +71,11 @@ def expert_linear_a8w8(
     """
     product, scales = linear_a8w8.versions[REFERENCE], scale.reshape([-1, out])
     return _each(
-        x, experts, out, lambda rows, e: product(rows, weight[e], scales[e], None, input_scale)
+        x,
+        experts,
+        weight.shape[0],
+        out,
+        lambda rows, e: product(rows, weight[e], scales[e], None, input_scale),
     )
 
 
@@ -93,8 +97,7 @@ def linear_fp8_static(
     x / input_scale is clipped to ±448 and rounded to e4m3 (nearest, ties to even); products add
     up in float32: ``(x8 W8) * (input_scale * scale) + b``.
     """
-    rounded = (x / input_scale).clip(-E4M3_MAX, E4M3_MAX).astype("float8_e4m3fn").astype(x.dtype)
-    product = paddle.matmul(rounded, decode_e4m3(weight, x.dtype))
+    product = paddle.matmul(round_e4m3(x / input_scale), decode_e4m3(weight, x.dtype))
     return _add(product * (input_scale * scale * E4M3_UNIT), bias)
 
 
@@ -113,9 +116,8 @@ def linear_fp8_block(
     for group, start in enumerate(range(0, x.shape[1], block)):
         run = x[:, start : start + block]
         x_scale = (paddle.amax(paddle.abs(run), axis=-1, keepdim=True) / E4M3_MAX).clip(min=1e-30)
-        rounded = (run / x_scale).clip(-E4M3_MAX, E4M3_MAX).astype("float8_e4m3fn")
         product = paddle.matmul(
-            rounded.astype(x.dtype), decode_e4m3(weight[start : start + block], x.dtype)
+            round_e4m3(run / x_scale), decode_e4m3(weight[start : start + block], x.dtype)
         )
         by_output = paddle.repeat_interleave(scale[:, group], block)[:out]
         part = product * (x_scale * E4M3_UNIT) * by_output
@@ -147,7 +149,8 @@ def add_zero_points(y: Tensor, x: Tensor, zero: Tensor) -> Tensor:
     zero [groups, out]: what every weight of a group has in common besides its symmetric part,
     ``(centre - zero_point) * scale``.
     """
-    sums = x.reshape([x.shape[0], zero.shape[0], -1]).sum(axis=-1)
+    groups = zero.shape[0]
+    sums = x.reshape([-1, groups, x.shape[1] // groups]).sum(axis=-1)
     return y + paddle.matmul(sums, zero)
 
 

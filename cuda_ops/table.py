@@ -45,12 +45,22 @@ def operator(reference: Callable[P, R]) -> Operator[P, R]:
     return entry
 
 
+class _InUse:
+    version = REFERENCE
+
+
+def version_in_use() -> str:
+    """What ``use`` was called with last."""
+    return _InUse.version
+
+
 def use(version: str) -> list[str]:
     """Run ``version`` of every operator that has it and the reference of the others.
 
     Returns the names of the operators left to the reference.
     """
     left = []
+    _InUse.version = version
     for entry in TABLE.values():
         entry.run = entry.versions.get(version, entry.versions[REFERENCE])
         if version not in entry.versions:

@@ -4,8 +4,8 @@ import pytest
 
 from qinfer.core import device
 from qinfer.core.errors import Unsupported, UsageError
+from qinfer.core.loading import choose_dtypes
 from qinfer.core.nvidia import Card, visible
-from qinfer.core.session import choose_dtypes
 
 CARD = Card(
     index=0,

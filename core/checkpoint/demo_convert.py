@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qinfer.core.checkpoint.demo_tokenizer import write_tokenizer
-from qinfer.core.checkpoint.write import Pending, write_bfloat16
+from qinfer.core.checkpoint.write import Pending, write_tensors
 from qinfer.core.errors import BadCheckpoint
 
 _LINEARS = {
@@ -86,7 +86,7 @@ def convert(gguf_file: Path, folder: Path) -> None:
     """
     source = Gguf(gguf_file)
     config = _config(source)
-    write_bfloat16(folder / "model.safetensors", _tensors(source, config))
+    write_tensors(folder / "model.safetensors", _tensors(source, config))
     _write_json(folder / "config.json", config)
     generation = {"do_sample": False, "eos_token_id": config["eos_token_id"]}
     _write_json(folder / "generation_config.json", generation)

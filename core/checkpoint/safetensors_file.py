@@ -87,10 +87,11 @@ def read_entries(path: Path) -> dict[str, TensorEntry]:
     return {name: _entry(name, path, 8 + length, fields) for name, fields in header.items()}
 
 
-def map_tensor(entry: TensorEntry) -> NDArray[Any]:
+def map_tensor(entry: TensorEntry, *, own: bool = False) -> NDArray[Any]:
     """The tensor as a read-only array over a mapping of its own, of the dtype it has on disk.
 
-    When the array goes, its pages are unmapped and leave the process's resident memory.
+    When the array goes, its pages are unmapped and leave the process's resident memory. ``own``
+    makes it writable, without a copy: a page that is written becomes the process's own.
     Raises BadCheckpoint for a dtype numpy cannot hold.
     """
     dtype = DTYPES.get(entry.dtype)
@@ -106,7 +107,9 @@ def map_tensor(entry: TensorEntry) -> NDArray[Any]:
         return empty
     count = entry.nbytes // dtype.itemsize
     try:
-        mapped = np.memmap(entry.file, dtype, mode="r", offset=entry.offset, shape=(count,))
+        mapped = np.memmap(
+            entry.file, dtype, mode="c" if own else "r", offset=entry.offset, shape=(count,)
+        )
     except (OSError, ValueError) as error:  # the file changed since its header was read
         raise BadCheckpoint(
             f"{entry.file}: tensor {shown(entry.name)} cannot be read: {error}.",

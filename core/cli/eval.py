@@ -25,7 +25,7 @@ HEADING = ("", "perplexity", "change", "mean KL", "top-1 agreement", "weights Mi
 @option(MODEL, "--reference", metavar="FOLDER|HUB_ID", default=None,
         help="Checkpoint to compare with; without it, the model itself, unquantised.")  # fmt: skip
 @option(MODEL, "--plugin", metavar="NAME", default="", help="Model family's plugin.")
-@option(MODEL, "--backend", metavar="NAME", default="dynamic", show_default=True,
+@option(MODEL, "--backend", metavar="NAME", default="auto", show_default=True,
         help="What runs the model.")  # fmt: skip
 @option(MODEL, "--device", metavar="NAME", default="auto", show_default=True, help="auto or cpu.")
 @option(MODEL, "--dtype", default="auto", show_default=True, help="Precision of the parameters.")

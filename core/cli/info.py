@@ -1,4 +1,4 @@
-"""``qinfer info``: what a model is and what it needs, from its config.json alone."""
+"""``qinfer info``: what a model is and what it needs, from its config.json or manifest alone."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import click
 from qinfer.core.cli.options import MODEL, GroupedCommand, option
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from qinfer.core.model_card import ModelCard
 
 
@@ -24,17 +26,34 @@ def command(model: str, plugin: str | None, schemes: tuple[str, ...], as_json: b
     """Show what a model is and what it needs; reads its config.json and no weights.
 
     Sizes are those of the parameters as a scheme holds them, and of the KV cache of one token and
-    of a full context. Of a hub model only config.json is downloaded.
+    of a full context. Of a hub model only config.json is downloaded. Of an exported folder its
+    manifest is shown.
     """
     from qinfer.core.checkpoint.source import resolve_config
     from qinfer.core.config import read_json
     from qinfer.core.discovery import discover
+    from qinfer.core.export.manifest import is_export
     from qinfer.core.model_card import model_card
 
     installed = [record.reference for record in discover().of_kind("quant")]
     path = resolve_config(model)
+    if is_export(path.parent):
+        click.echo(_export(path.parent, as_json))
+        return
     card = model_card(read_json(path), plugin or "", schemes or _plain(installed))
     click.echo(json.dumps(_record(model, card), indent=2) if as_json else _render(model, card))
+
+
+def _export(folder: Path, as_json: bool) -> str:
+    """An exported folder's manifest."""
+    from qinfer.core.export.codec import to_json
+    from qinfer.core.export.describe import describe
+    from qinfer.core.export.manifest import read_manifest
+
+    manifest = read_manifest(folder)
+    if as_json:
+        return json.dumps(to_json(manifest), indent=2)
+    return "\n".join(f"{name:<14}{text}" for name, text in describe(manifest))
 
 
 def _plain(references: list[str]) -> list[str]:

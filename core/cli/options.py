@@ -117,15 +117,16 @@ def model_options(function: F) -> F:
     count = click.IntRange(min=0)
     return _all(
         option(MODEL, "--model", metavar="FOLDER|HUB_ID", aliases=("--model-name-or-path",),
-               help="Checkpoint: a folder, or an id of the Hugging Face hub. "
+               help="Checkpoint or exported model: a folder, or an id of the Hugging Face hub. "
                "Without it, a small demo model."),
         option(MODEL, "--plugin", metavar="NAME",
                help="Model family's plugin. Without it, config.json decides."),
         option(MODEL, "--quant", metavar="NAME", default="auto", aliases=("--quant-type",),
                show_default=True,
                help="Quantisation scheme: none, wint8, fp8, …; auto is the checkpoint's own."),
-        option(MODEL, "--backend", metavar="NAME", default="dynamic", show_default=True,
-               help="What runs the model."),
+        option(MODEL, "--backend", metavar="NAME", default="auto", show_default=True,
+               help="What runs the model: dynamic, static; auto is dynamic, or what an exported "
+               "folder was made for."),
         option(MODEL, "--observer", "observers", metavar="NAME", multiple=True,
                help="Observer plugin to call as work goes on. Can be repeated."),
         option(MODEL, "--device", metavar="NAME", default="auto", show_default=True,

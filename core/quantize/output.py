@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from qinfer.core.arrays import round_to
 from qinfer.core.checkpoint.assemble import assemble
+from qinfer.core.checkpoint.companions import copy_companions
 from qinfer.core.checkpoint.files import INDEX, Checkpoint
 from qinfer.core.checkpoint.layout import PADDLE_NAME, LoadPlan
 from qinfer.core.checkpoint.safetensors_file import write_tensors
@@ -21,8 +21,6 @@ from qinfer.core.protocols import Store
 from qinfer.core.quantize.work import WorkFolder
 from qinfer.core.types import Array, LinearSpec, ModelConfig, Scheme, WeightRule
 
-COPIED = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".md")
-LARGEST = 64 * 2**20
 SMALL = ("scale", "input_scale", "zero")
 
 
@@ -106,10 +104,7 @@ class Writer:
         plain = [name for name in self.plain if name not in self.kept]
         said = self.store.files(raw, self.kept, plain, self.kv_cache, self.kv_scales)
         files = {INDEX: index, **said}
-        for path in source.iterdir():
-            known = path.suffix in COPIED and path.name not in files and path.is_file()
-            if known and "safetensors" not in path.name and path.stat().st_size <= LARGEST:
-                shutil.copyfile(path, self.folder / path.name)
+        copy_companions(source, self.folder, files)
         for name, content in files.items():
             text = json.dumps(content, indent=2) + "\n"
             (self.folder / name).write_text(text, encoding="utf-8")

@@ -7,9 +7,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from qinfer.core.errors import UsageError
+from qinfer.core.loading import KV_CACHE_DTYPES
 from qinfer.core.quantize.linear import Recipe
 from qinfer.core.quantize.rounding import RANGES
-from qinfer.core.session import KV_CACHE_DTYPES
 from qinfer.core.types import LinearSpec, Scheme
 
 SCALING, ROUNDING = ("smoothquant", "awq"), ("gptq",)

@@ -6,6 +6,7 @@
 #include "cpu/linear.h"
 #include "cpu/rows.h"
 #include "cpu/sampling.h"
+#include "infer.h"
 
 using namespace qinfer::binding;
 
@@ -120,7 +121,7 @@ std::vector<Tensor> rotary_kv_write(const Tensor& qkv, const Tensor& table, cons
                                     const Tensor& slots, Tensor& keys, Tensor& values,
                                     const Optional& key_scales, const Optional& value_scales,
                                     const Optional& q_norm, const Optional& k_norm,
-                                    const Optional& query_scale, double eps) {
+                                    const Optional& query_scale, float eps) {
   const qinfer::Cache cache = cache_of(keys, values, key_scales, value_scales);
   const int64_t tokens = qkv.shape()[0], dim = cache.dim;
   const int64_t heads = qkv.shape()[1] / dim - 2 * cache.kv_heads;
@@ -138,7 +139,7 @@ std::vector<Tensor> rotary_kv_write(const Tensor& qkv, const Tensor& table, cons
                               floats(q_norm, "q_norm"),
                               floats(k_norm, "k_norm"),
                               floats(query_scale, "query_scale"),
-                              static_cast<float>(eps)};
+                              eps};
   qinfer::submit(qinfer::rotary_kv_write(rotary, cache), tokens > kFew);
   return {queries};
 }
@@ -146,7 +147,7 @@ std::vector<Tensor> rotary_kv_write(const Tensor& qkv, const Tensor& table, cons
 std::vector<Tensor> paged_attention(const Tensor& queries, const Tensor& keys, const Tensor& values,
                                     const Optional& key_scales, const Optional& value_scales,
                                     const Tensor& starts, const Tensor& lengths,
-                                    const Tensor& tables, double scale, int64_t window) {
+                                    const Tensor& tables, float scale, int64_t window) {
   const Shape q = queries.shape();
   const qinfer::Cache cache = cache_of(keys, values, key_scales, value_scales);
   Tensor out = result({q[0], q[1] * q[2]}, DataType::FLOAT32, queries);
@@ -158,7 +159,7 @@ std::vector<Tensor> paged_attention(const Tensor& queries, const Tensor& keys, c
                             tables.shape()[1],
                             q[1],
                             window,
-                            static_cast<float>(scale),
+                            scale,
                             written(out)};
   qinfer::submit(qinfer::paged_attention(paged, cache));
   return {out};
@@ -173,16 +174,16 @@ std::vector<Tensor> silu_gate(const Tensor& x) {
 }
 
 std::vector<Tensor> rms_norm(const Tensor& x, const Optional& residual, const Tensor& weight,
-                             double eps) {
+                             float eps) {
   const int64_t rows = x.shape()[0], width = x.shape()[1];
   PD_CHECK(weight.numel() == width && (!residual || residual->shape() == x.shape()),
            "qinfer_rms_norm: x and residual must be [rows, width], the weight [width]");
   Tensor y = result({rows, width}, DataType::FLOAT32, x);
   Tensor total = residual ? result({rows, width}, DataType::FLOAT32, x) : y;
-  qinfer::submit(qinfer::rms_norm(floats(x, "x"), floats(residual, "residual"),
-                                  floats(weight, "weight"), static_cast<float>(eps), written(y),
-                                  residual ? written(total) : nullptr, rows, width),
-                 rows > kFew);
+  qinfer::submit(
+      qinfer::rms_norm(floats(x, "x"), floats(residual, "residual"), floats(weight, "weight"), eps,
+                       written(y), residual ? written(total) : nullptr, rows, width),
+      rows > kFew);
   return {y, total};
 }
 
@@ -286,12 +287,16 @@ PD_BUILD_OP(qinfer_linear)
     .Inputs({"x", "packed", paddle::Optional("scale"), paddle::Optional("bias")})
     .Outputs({"y"})
     .Attrs({"format: int64_t", "out: int64_t"})
-    .SetKernelFn(PD_KERNEL(linear));
+    .SetKernelFn(PD_KERNEL(linear))
+    .SetInferShapeFn(PD_INFER_SHAPE(qinfer::infer::linear))
+    .SetInferDtypeFn(PD_INFER_DTYPE(qinfer::infer::floats));
 
 PD_BUILD_OP(qinfer_linear_a8w8)
     .Inputs({"x", "packed", "scale", paddle::Optional("bias"), paddle::Optional("input_scale")})
     .Outputs({"y"})
-    .SetKernelFn(PD_KERNEL(linear_a8w8));
+    .SetKernelFn(PD_KERNEL(linear_a8w8))
+    .SetInferShapeFn(PD_INFER_SHAPE(qinfer::infer::scaled_linear))
+    .SetInferDtypeFn(PD_INFER_DTYPE(qinfer::infer::floats));
 
 PD_BUILD_OP(qinfer_rotary_kv_write)
     .Inputs({"qkv", "rotary", "positions", "slots", "keys", "values",
@@ -299,49 +304,75 @@ PD_BUILD_OP(qinfer_rotary_kv_write)
              paddle::Optional("q_norm"), paddle::Optional("k_norm"),
              paddle::Optional("query_scale")})
     .Outputs({"queries"})
-    .Attrs({"eps: double"})
-    .SetKernelFn(PD_KERNEL(rotary_kv_write));
+    .Attrs({"eps: float"})
+    .SetKernelFn(PD_KERNEL(rotary_kv_write))
+    .SetInferShapeFn(PD_INFER_SHAPE(qinfer::infer::queries))
+    .SetInferDtypeFn(PD_INFER_DTYPE(qinfer::infer::floats));
 
 PD_BUILD_OP(qinfer_paged_attention)
     .Inputs({"queries", "keys", "values", paddle::Optional("key_scales"),
              paddle::Optional("value_scales"), "starts", "lengths", "tables"})
     .Outputs({"out"})
-    .Attrs({"scale: double", "window: int64_t"})
-    .SetKernelFn(PD_KERNEL(paged_attention));
+    .Attrs({"scale: float", "window: int64_t"})
+    .SetKernelFn(PD_KERNEL(paged_attention))
+    .SetInferShapeFn(PD_INFER_SHAPE(qinfer::infer::attention))
+    .SetInferDtypeFn(PD_INFER_DTYPE(qinfer::infer::floats));
 
-PD_BUILD_OP(qinfer_silu_gate).Inputs({"x"}).Outputs({"y"}).SetKernelFn(PD_KERNEL(silu_gate));
+PD_BUILD_OP(qinfer_silu_gate)
+    .Inputs({"x"})
+    .Outputs({"y"})
+    .SetKernelFn(PD_KERNEL(silu_gate))
+    .SetInferShapeFn(PD_INFER_SHAPE(qinfer::infer::half_the_width))
+    .SetInferDtypeFn(PD_INFER_DTYPE(qinfer::infer::floats));
 
 PD_BUILD_OP(qinfer_rms_norm)
     .Inputs({"x", paddle::Optional("residual"), "weight"})
     .Outputs({"y", "total"})
-    .Attrs({"eps: double"})
-    .SetKernelFn(PD_KERNEL(rms_norm));
+    .Attrs({"eps: float"})
+    .SetKernelFn(PD_KERNEL(rms_norm))
+    .SetInferShapeFn(PD_INFER_SHAPE(qinfer::infer::two_alike))
+    .SetInferDtypeFn(PD_INFER_DTYPE(qinfer::infer::two_floats));
 
 PD_BUILD_OP(qinfer_gather_rows)
     .Inputs({"table", "rows"})
     .Outputs({"y"})
-    .SetKernelFn(PD_KERNEL(gather_rows));
+    .SetKernelFn(PD_KERNEL(gather_rows))
+    .SetInferShapeFn(PD_INFER_SHAPE(qinfer::infer::gathered))
+    .SetInferDtypeFn(PD_INFER_DTYPE(qinfer::infer::floats));
 
-PD_BUILD_OP(qinfer_argmax).Inputs({"logits"}).Outputs({"index"}).SetKernelFn(PD_KERNEL(argmax));
+PD_BUILD_OP(qinfer_argmax)
+    .Inputs({"logits"})
+    .Outputs({"index"})
+    .SetKernelFn(PD_KERNEL(argmax))
+    .SetInferShapeFn(PD_INFER_SHAPE(qinfer::infer::one_a_row))
+    .SetInferDtypeFn(PD_INFER_DTYPE(qinfer::infer::indices));
 
 PD_BUILD_OP(qinfer_sample)
     .Inputs({"logits", "temperature", "top_k", "top_p", "min_p", "uniform"})
     .Outputs({"chosen"})
-    .SetKernelFn(PD_KERNEL(sample));
+    .SetKernelFn(PD_KERNEL(sample))
+    .SetInferShapeFn(PD_INFER_SHAPE(qinfer::infer::one_a_row))
+    .SetInferDtypeFn(PD_INFER_DTYPE(qinfer::infer::indices));
 
 PD_BUILD_OP(qinfer_route)
     .Inputs({"logits"})
     .Outputs({"weights", "experts"})
     .Attrs({"top_k: int64_t", "normalise: bool"})
-    .SetKernelFn(PD_KERNEL(route));
+    .SetKernelFn(PD_KERNEL(route))
+    .SetInferShapeFn(PD_INFER_SHAPE(qinfer::infer::routes))
+    .SetInferDtypeFn(PD_INFER_DTYPE(qinfer::infer::weights_and_experts));
 
 PD_BUILD_OP(qinfer_expert_linear)
     .Inputs({"x", "packed", paddle::Optional("scale"), "experts"})
     .Outputs({"y"})
     .Attrs({"format: int64_t", "out: int64_t"})
-    .SetKernelFn(PD_KERNEL(expert_linear));
+    .SetKernelFn(PD_KERNEL(expert_linear))
+    .SetInferShapeFn(PD_INFER_SHAPE(qinfer::infer::expert_linear))
+    .SetInferDtypeFn(PD_INFER_DTYPE(qinfer::infer::floats));
 
 PD_BUILD_OP(qinfer_mix_experts)
     .Inputs({"routed", "weights", paddle::Optional("shared"), paddle::Optional("gate")})
     .Outputs({"y"})
-    .SetKernelFn(PD_KERNEL(mix_experts));
+    .SetKernelFn(PD_KERNEL(mix_experts))
+    .SetInferShapeFn(PD_INFER_SHAPE(qinfer::infer::mixed))
+    .SetInferDtypeFn(PD_INFER_DTYPE(qinfer::infer::floats));

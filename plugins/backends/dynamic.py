@@ -97,11 +97,11 @@ class DynamicRunner:
     """Owns the KV cache; every step is one call of the model and the sampling operators."""
 
     def __init__(self, model: Model, cache: CacheSpec, *, max_blocks: int) -> None:
-        layers = [_layer_cache(cache, layer) for layer in range(cache.num_layers)]
+        self.layers = [_layer_cache(cache, layer) for layer in range(cache.num_layers)]
         self._compute: Callable[[StepInput], Logits] | None
 
         def compute(batch: StepInput) -> Logits:
-            logits = model(batch, layers)
+            logits = model(batch, self.layers)
             return logits, ops.argmax(logits)
 
         if (recorder := operator_recorder()) is None:
@@ -131,6 +131,7 @@ class DynamicRunner:
     def close(self) -> None:
         """Drop the model and the cache."""
         self._compute = None
+        self.layers = []
 
 
 def _layer_cache(spec: CacheSpec, layer: int) -> LayerCache:

@@ -28,7 +28,11 @@ class SeparateExperts:
     def __call__(self, x: Array, experts: Array) -> Array:
         """[T * k or T, in], [T, k] -> [T * k, out]."""
         return ops.each_expert(
-            x, experts, self.out_features, lambda rows, expert: self.layers[expert](rows)
+            x,
+            experts,
+            len(self.layers),
+            self.out_features,
+            lambda rows, expert: self.layers[expert](rows),
         )
 
 

@@ -16,6 +16,7 @@ from qinfer.core.specs import BackendPlugin, ModelPlugin, ObserverPlugin, QuantP
 from qinfer.core.types import (
     CacheSpec,
     DeviceInfo,
+    ExportNeeds,
     LinearSpec,
     ModelConfig,
     OperatorBuild,
@@ -45,6 +46,7 @@ CONFIG = ModelConfig(
 SPEC = LinearSpec(name="a", role="qkv", in_features=4, out_features=8, parts=(4, 2, 2))
 SCHEME = Scheme(name="plain", weight_dtype="float32")
 DEVICE = DeviceInfo(kind="cpu")
+NEEDS = ExportNeeds(operators="reference")
 CACHE = CacheSpec(num_layers=1, num_kv_heads=1, head_dim=2)
 STEP = StepStats(prefill_tokens=1, decode_tokens=0, seconds=0.1, running=1, waiting=0, kv_usage=0.5)
 BASES = {
@@ -90,7 +92,9 @@ CALLS = {
     "cache_spec": ("quant", [CONFIG, QuantPlan(by_layer={})]),
     "open_runner": ("backend", [print, CONFIG, CACHE, RunConfig()]),
     "plan_operators": ("backend", []),
-    "export": ("backend", [print, CONFIG, RunConfig(), None]),
+    "plan_export": ("backend", [RunConfig()]),
+    "export": ("backend", [print, CONFIG, CACHE, RunConfig(), None]),
+    "open_export": ("backend", [NEEDS, CONFIG, CACHE, RunConfig(), None]),
     "probe": ("observer", [DEVICE]),
     "report_header": ("observer", [RunConfig()]),
 }
@@ -115,6 +119,9 @@ def call(hook, answer):
         ("cache_spec", CACHE),
         ("open_runner", Runner()),
         ("plan_operators", OperatorBuild(library=Path("a.so"), is_built=False, build=Path)),
+        ("plan_export", NEEDS),
+        ("export", Path("a")),
+        ("open_export", print),
     ],
 )
 def test_a_right_answer_passes_unchanged(hook, answer):
@@ -147,7 +154,9 @@ def test_a_right_answer_passes_unchanged(hook, answer):
         ("cache_spec", {}, "a dict where CacheSpec is needed"),
         ("open_runner", print, "no method step"),
         ("plan_operators", Path("a.so"), "Path where OperatorBuild is needed"),
+        ("plan_export", "reference", "a str where ExportNeeds is needed"),
         ("export", "path", "a str where Path is needed"),
+        ("open_export", None, "no method __call__"),
         ("probe", True, "a bool where Support is needed"),
         ("report_header", 3, "an int where str is needed"),
     ],
@@ -185,7 +194,8 @@ def test_optional_hooks_without_an_implementer():
     hooks.configure(RunConfig())
     hooks.step_done(STEP)
     with pytest.raises(Unsupported, match="can export"):
-        hooks.export(print, CONFIG, RunConfig(), None)
+        hooks.export(print, CONFIG, CACHE, RunConfig(), None)
+    assert not hooks.runs_exports
     with pytest.raises(LookupError):
         hooks.plugin("model")
 

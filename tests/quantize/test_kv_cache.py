@@ -13,11 +13,12 @@ from safetensors.numpy import load_file, save_file
 
 from goldens import tiny
 from qinfer.core.errors import BadCheckpoint, QinferError, Unsupported
+from qinfer.core.loading import cache_layout
 from qinfer.core.progress import NoProgress
 from qinfer.core.quantize.kv_cache import cache_scales
 from qinfer.core.quantize.quantize import quantize
 from qinfer.core.quantize.settings import QuantizeSettings
-from qinfer.core.session import cache_layout, load_model, open_engine, select
+from qinfer.core.session import load_model, open_engine, select
 from qinfer.core.types import CacheSpec, LayerCache, RunConfig, StepInput
 from qinfer.cuda_ops import table
 

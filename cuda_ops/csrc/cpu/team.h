@@ -11,6 +11,10 @@
 
 #include <omp.h>
 
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#endif
+
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -53,6 +57,21 @@ struct Worker {
   }
 };
 
+// While it lives, this thread computes with numbers below 1e-38, as it does elsewhere: Paddle's
+// executor of static programs takes them for zero, by two bits of the processor's control register.
+class KeepSmallNumbers {
+#if defined(__SSE__)
+ public:
+  KeepSmallNumbers() : before_(_mm_getcsr()) { _mm_setcsr(before_ & ~0x8040u); }
+  ~KeepSmallNumbers() { _mm_setcsr(before_); }
+  KeepSmallNumbers(const KeepSmallNumbers&) = delete;
+  KeepSmallNumbers& operator=(const KeepSmallNumbers&) = delete;
+
+ private:
+  unsigned before_;
+#endif
+};
+
 using Task = std::function<void(const Worker&)>;
 
 // Call work(worker) on every thread.
@@ -60,7 +79,10 @@ template <typename Work>
 void run_together(const Work& work) {
   Barrier barrier;
 #pragma omp parallel
-  work(Worker{omp_get_thread_num(), omp_get_num_threads(), &barrier});
+  {
+    [[maybe_unused]] const KeepSmallNumbers keep;
+    work(Worker{omp_get_thread_num(), omp_get_num_threads(), &barrier});
+  }
 }
 
 // Memory for what a task computes on the way, not cleared. It lives as long as the task.

@@ -1,0 +1,62 @@
+// What static programs are told of an operator's results before anything runs: shapes and types.
+// A size of -1 is known only when the program runs.
+#pragma once
+
+#include "paddle/extension.h"
+
+namespace qinfer::infer {
+
+using Shape = std::vector<int64_t>;
+using Shapes = std::vector<Shape>;
+using Types = std::vector<paddle::DataType>;
+using OptionalShape = paddle::optional<Shape>;
+
+inline int64_t times(int64_t size, int64_t factor) { return size < 0 ? -1 : size * factor; }
+
+inline Shapes linear(const Shape& x, int64_t, int64_t out) { return {{x[0], out}}; }
+
+// The outputs are as many as the scales.
+inline Shapes scaled_linear(const Shape& x, const Shape&, const Shape& scale) {
+  return {{x[0], scale[0]}};
+}
+
+inline Shapes expert_linear(const Shape&, const Shape&, const OptionalShape&, const Shape& experts,
+                            int64_t, int64_t out) {
+  return {{times(experts[0], experts[1]), out}};
+}
+
+inline Shapes queries(const Shape& qkv, const Shape&, const Shape&, const Shape&,
+                      const Shape& keys) {
+  const int64_t kv_heads = keys[2], dim = keys[3];
+  return {{qkv[0], qkv[1] / dim - 2 * kv_heads, dim}};
+}
+
+inline Shapes attention(const Shape& queries) { return {{queries[0], queries[1] * queries[2]}}; }
+
+inline Shapes half_the_width(const Shape& x) { return {{x[0], x[1] / 2}}; }
+
+inline Shapes two_alike(const Shape& x) { return {x, x}; }
+
+inline Shapes gathered(const Shape& table, const Shape& rows) { return {{rows[0], table[1]}}; }
+
+inline Shapes one_a_row(const Shape& x) { return {{x[0]}}; }
+
+inline Shapes routes(const Shape& logits, int64_t top_k, bool) {
+  return {{logits[0], top_k}, {logits[0], top_k}};
+}
+
+inline Shapes mixed(const Shape& routed, const Shape& weights) { return {{weights[0], routed[1]}}; }
+
+inline Types floats(const paddle::DataType&) { return {paddle::DataType::FLOAT32}; }
+
+inline Types two_floats(const paddle::DataType&) {
+  return {paddle::DataType::FLOAT32, paddle::DataType::FLOAT32};
+}
+
+inline Types indices(const paddle::DataType&) { return {paddle::DataType::INT64}; }
+
+inline Types weights_and_experts(const paddle::DataType&) {
+  return {paddle::DataType::FLOAT32, paddle::DataType::INT32};
+}
+
+}  // namespace qinfer::infer

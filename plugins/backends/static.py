@@ -1,0 +1,72 @@
+"""The static backend: the model as one Paddle program, exported once and run anywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qinfer.core.errors import Unsupported
+from qinfer.core.protocols import Model
+from qinfer.core.specs import hookimpl
+from qinfer.core.types import CacheSpec, ExportNeeds, ModelConfig, PluginInfo, RunConfig
+from qinfer.cuda_ops.arrangement import facts
+from qinfer.cuda_ops.record import set_recorder
+from qinfer.cuda_ops.table import REFERENCE, use, version_in_use
+from qinfer.plugins.backends.dynamic import Dynamic
+from qinfer.plugins.backends.program import StaticModel, save
+
+
+class Static(Dynamic):
+    """Runs what ``dynamic`` does with a program in the model's place. The program calls the same
+    operators, so a decoding step of it can be recorded as well.
+    """
+
+    info = PluginInfo(
+        name="static",
+        kind="backend",
+        api="1.3",
+        summary="an exported program: loads without plugin and checkpoint",
+    )
+
+    @hookimpl
+    def configure(self, run: RunConfig) -> None:
+        """Choose the operators: those an exported model needs, or as ``dynamic`` does."""
+        if run.operators == REFERENCE:
+            use(REFERENCE)
+            set_recorder(None)
+            self.operators = "operators: reference (the exported program's)"
+            return
+        super().configure(run)
+        if run.operators not in ("", version_in_use()):
+            raise Unsupported(
+                f"the exported model needs {run.operators} operators, and here there are "
+                f"{version_in_use()} ones",
+                remedy="Run qinfer doctor to see what is missing, or export the model here.",
+            )
+
+    @hookimpl
+    def plan_export(self, run: RunConfig) -> ExportNeeds:
+        """The version of the operators in use, and what weights arranged for it depend on."""
+        return ExportNeeds(operators=version_in_use(), facts=facts())
+
+    @hookimpl
+    def export(
+        self, model: Model, config: ModelConfig, cache: CacheSpec, run: RunConfig, path: Path
+    ) -> Path:
+        """Write program.json and parameters.safetensors."""
+        save(model, cache, path)
+        return path
+
+    @hookimpl
+    def open_export(
+        self, needs: ExportNeeds, config: ModelConfig, cache: CacheSpec, run: RunConfig, path: Path
+    ) -> StaticModel:
+        """Load the program over mapped parameters."""
+        here = facts()
+        for fact, value in needs.facts.items():
+            if here.get(fact) != value:
+                raise Unsupported(
+                    f"{path} was exported for other operators: {fact} {value}, and here it is "
+                    f"{here.get(fact, 'none')}",
+                    remedy="Export the checkpoint again with this version, on this computer.",
+                )
+        return StaticModel(path, run)

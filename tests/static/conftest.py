@@ -1,0 +1,39 @@
+"""Tiny checkpoints and what is exported from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from goldens import tiny
+from qinfer.core.export.make import export_model
+from qinfer.core.progress import NoProgress
+from qinfer.core.types import RunConfig
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """The folder of a case, written once."""
+    written: dict[str, Path] = {}
+
+    def folder(name: str) -> Path:
+        if name not in written:
+            path = tmp_path_factory.mktemp("checkpoint") / name
+            written[name] = tiny.write_checkpoint(path, tiny.CASES[name])
+        return written[name]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def export(checkpoint, tmp_path_factory):
+    """Export a case with these settings."""
+
+    def make(name: str, **settings) -> Path:
+        output = tmp_path_factory.mktemp("export") / name
+        run = RunConfig(model=str(checkpoint(name)), backend="static", **settings)
+        export_model(run, output, NoProgress())
+        return output
+
+    return make

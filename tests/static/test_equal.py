@@ -1,0 +1,95 @@
+"""An exported program computes what the model it was made from computes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from goldens import tiny
+from goldens.steps import Stepper
+from qinfer import LLM, SamplingParams
+from qinfer.core.errors import Unsupported
+from qinfer.core.progress import NoProgress
+from qinfer.core.session import cache_layout, load_model, select
+from qinfer.core.types import RunConfig
+from qinfer.plugins.backends.dynamic import DynamicRunner
+
+FAMILIES = ["gqa", "qwen", "qwen3", "moe", "qwen3_moe", "window"]
+SCHEMES = ["none", "wint8", "wint4", "fp8", "a8w8", "a8w8c8"]
+REFERENCE = [("gqa", "none", "int8"), ("gqa", "wint4", "auto"), ("moe", "fp8", "auto")]
+REFERENCE += [("qwen", "a8w8c8", "auto"), ("window", "none", "auto"), ("odd", "fp8", "auto")]
+GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+
+
+def opened(folder, **settings):
+    run = RunConfig(**{"model": str(folder), "backend": "auto"} | settings)
+    return load_model(run, select(run), folder, NoProgress())
+
+
+def logits(loaded, case, kv_cache_dtype):
+    """Of two sequences: a prefill of both, a decode, and a decode beside a long chunk."""
+    spec = loaded.cache or cache_layout(
+        loaded.hooks, loaded.config, loaded.plan, 16, kv_cache_dtype
+    )
+    tokens = tiny.prompt(case)
+    stepper = Stepper(loaded.model, loaded.config, 2, 48, len(tokens))
+    runner = DynamicRunner(lambda *_: None, replace(spec, num_blocks=6), max_blocks=3)
+    stepper.cache = runner.layers
+    steps = [[tokens[:20], tokens[:5]], [tokens[20:21], tokens[5:6]], [tokens[21:22], tokens[6:20]]]
+    return np.concatenate([part for step in steps for part in stepper.step(step)])
+
+
+def assert_equal(checkpoint, export, name, quant, kv_cache_dtype):
+    settings = {"quant": quant, "dtype": "float32", "kv_cache_dtype": kv_cache_dtype}
+    dynamic = opened(checkpoint(name), **settings)
+    expected = logits(dynamic, tiny.CASES[name], kv_cache_dtype)
+    got = logits(opened(export(name, **settings)), tiny.CASES[name], kv_cache_dtype)
+    assert np.array_equal(got.argmax(-1), expected.argmax(-1))
+    return np.abs(got - expected).max()
+
+
+@pytest.mark.parametrize("quant", SCHEMES)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logits_of_every_family_in_every_scheme(checkpoint, export, name, quant):
+    difference = assert_equal(checkpoint, export, name, quant, "auto")
+    # Experts in int8 have no native product, and Paddle's own adds in an order of the shape's.
+    assert difference == 0 or ("moe" in name and "a8w8" in quant and difference < 1e-5)
+
+
+@pytest.mark.parametrize("kv_cache_dtype", ["int8", "fp8"])
+@pytest.mark.parametrize("quant", SCHEMES)
+def test_logits_with_quantised_caches(checkpoint, export, quant, kv_cache_dtype):
+    assert assert_equal(checkpoint, export, "qwen3", quant, kv_cache_dtype) == 0
+
+
+@pytest.mark.parametrize(("name", "quant", "kv_cache_dtype"), REFERENCE)
+def test_reference_operators(checkpoint, export, monkeypatch, name, quant, kv_cache_dtype):
+    """In plain Paddle operators, which add in another order for another number of rows."""
+    monkeypatch.setenv("QINFER_OPERATORS", "reference")
+    assert assert_equal(checkpoint, export, name, quant, kv_cache_dtype) < 1e-5
+
+
+def test_reference_operators_cannot_have_e4m3_caches(export, monkeypatch):
+    monkeypatch.setenv("QINFER_OPERATORS", "reference")
+    with pytest.raises(Unsupported, match="fp8") as caught:
+        export("gqa", kv_cache_dtype="fp8")
+    assert "int8" in caught.value.remedy
+
+
+def answers(folder, **options):
+    """Texts with logprobs, greedy and sampled, in chunks and with several at a time."""
+    prompts = [f"prompt number {i} " + "abc " * i for i in range(5)]
+    sampled = SamplingParams(temperature=1.3, top_k=9, seed=4, max_tokens=9, logprobs=2, n=2)
+    options = {"kv_cache_memory": 8 << 20, "max_batch_tokens": 7} | options
+    with LLM(str(folder), **options) as llm:
+        outputs = llm.generate(prompts, [GREEDY, sampled, GREEDY, sampled, GREEDY])
+        return [output.completions for output in outputs]
+
+
+@pytest.mark.parametrize("quant", ["none", "fp8"])
+def test_the_engine_above_is_the_same(checkpoint, export, quant):
+    """Also with a recorded program, as decoding steps of one size come again."""
+    folder = export("gqa", quant=quant)
+    assert answers(folder) == answers(checkpoint("gqa"), quant=quant)

@@ -1,0 +1,308 @@
+"""An exported folder is all it takes, and whatever is wrong with it is said."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from goldens import tiny
+from qinfer import LLM, SamplingParams
+from qinfer.core.cli import main
+from qinfer.core.errors import BadCheckpoint, QinferError, Unsupported, UsageError
+from qinfer.core.export import make
+from qinfer.core.progress import NoProgress
+from qinfer.core.types import RunConfig
+
+GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+CACHE = {"kv_cache_memory": 4 << 20}
+FILES = ("config.json", "generation_config.json", "parameters.safetensors", "program.json")
+FILES += ("qinfer.json", "tokenizer.json")
+
+
+@pytest.fixture(scope="module")
+def exported(export):
+    """Not to be changed."""
+    return export("gqa", quant="wint8", max_model_len=96)
+
+
+@pytest.fixture
+def folder(exported, tmp_path):
+    """A copy to be spoilt."""
+    return shutil.copytree(exported, tmp_path / "copy")
+
+
+def answer(folder, **options):
+    with LLM(str(folder), **CACHE | options) as llm:
+        return llm.generate("Hello", GREEDY)[0].completions[0].token_ids
+
+
+def refuse(folder, kind, match, **options):
+    with pytest.raises(kind, match=match) as caught:
+        answer(folder, **options)
+    assert caught.value.remedy
+    return caught.value
+
+
+def edit(folder: Path, change, *, seal: bool = True) -> None:
+    """Change the manifest, and its checksum with it."""
+    path = folder / "qinfer.json"
+    manifest = json.loads(path.read_text())
+    del manifest["sha256"]
+    change(manifest)
+    text = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
+    digest = hashlib.sha256(text.encode()).hexdigest() if seal else "0" * 64
+    path.write_text(json.dumps({**manifest, "sha256": digest}))
+
+
+def qinfer(*arguments, **environment):
+    """A process of its own, away from the repository; code, output, errors."""
+    done = subprocess.run(
+        [sys.executable, "-m", "qinfer", *map(str, arguments)],
+        env={**os.environ, **environment},
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_moved_folder_runs_in_a_new_process_without_its_checkpoint(tmp_path):
+    original = tiny.write_checkpoint(tmp_path / "original", tiny.CASES["gqa"])
+    said = ("--temperature", "0", "--max-tokens", "8", "--ignore-eos", "--kv-cache-memory", "4MiB")
+    dynamic = qinfer("run", "--model", original, "--quant", "fp8", *said, "Hello")
+    output = tmp_path / "made" / "here"
+    assert qinfer("export", "--model", original, "--quant", "fp8", "--output", output)[0] == 0
+    shutil.rmtree(original)
+    moved = shutil.move(output, tmp_path / "elsewhere")
+    for path in (moved, *moved.iterdir()):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    static = qinfer("run", "--model", moved, *said, "Hello")
+    moved.chmod(0o755)
+    assert (static[0], dynamic[0]) == (0, 0), static[2]
+    assert static[1] == dynamic[1] != ""
+
+
+def test_no_plugin_of_model_or_scheme_is_loaded(exported, monkeypatch):
+    loaded = []
+    import qinfer.core.selection as selection
+
+    load = selection.load_plugin
+    monkeypatch.setattr(
+        selection, "load_plugin", lambda record: loaded.append(record.kind) or load(record)
+    )
+    assert len(answer(exported)) == 8
+    assert loaded == ["backend"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_bit_is_found(folder, name):
+    data = bytearray((folder / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / name).write_bytes(data)
+    assert refuse(folder, BadCheckpoint, name.partition(".")[0]).exit_code == 5
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_truncated_file_is_found(folder, name):
+    size = (folder / name).stat().st_size
+    os.truncate(folder / name, size - 2)
+    refuse(folder, BadCheckpoint, name.partition(".")[0])
+    os.truncate(folder / name, 0)
+    refuse(folder, BadCheckpoint, name.partition(".")[0])
+
+
+@pytest.mark.parametrize("name", FILES[2:4])
+def test_a_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    refuse(folder, BadCheckpoint, f"{name} is missing")
+
+
+def test_a_manifest_changed_by_hand_is_refused(folder):
+    edit(folder, lambda manifest: manifest["config"].update(eos_token_ids=[1]), seal=False)
+    refuse(folder, BadCheckpoint, "checksum")
+
+
+def lack(manifest):
+    del manifest["config"]["vocab_size"]
+
+
+EDITS = {
+    "format": (lambda m: m.update(format=2), Unsupported, "format 2"),
+    "paddle": (lambda m: m.update(paddle="2.6.1"), Unsupported, "Paddle 2.6.1"),
+    "sources": (lambda m: m["needs"]["facts"].update(sources="x"), Unsupported, "sources x"),
+    "order": (
+        lambda m: m["needs"]["facts"].update({"order of int8": "x"}),
+        Unsupported,
+        "order of int8",
+    ),
+    "unknown": (lambda m: m["cache"].update(colour="red"), BadCheckpoint, "cache has the unknown"),
+    "missing": (lack, BadCheckpoint, "config.vocab_size is missing"),
+    "text": (lambda m: m["cache"].update(head_dim="16"), BadCheckpoint, "cache.head_dim"),
+    "bool": (lambda m: m["config"].update(num_layers=True), BadCheckpoint, "num_layers"),
+    "zero": (lambda m: m["cache"].update(block_size=0), BadCheckpoint, "at least 1"),
+    "infinity": (lambda m: m["config"].update(rope_theta=1e999), BadCheckpoint, "rope_theta"),
+    "outside": (
+        lambda m: m["files"].update({"../x": {"size": 1, "sha256": ""}}),
+        BadCheckpoint,
+        "not in the folder",
+    ),
+    "backend": (lambda m: m["backend"].update(name="mystery"), UsageError, "mystery"),
+}
+
+
+@pytest.mark.parametrize("case", EDITS)
+def test_a_manifest_that_says_what_it_cannot_is_refused(folder, case):
+    change, kind, match = EDITS[case]
+    edit(folder, change)
+    refuse(folder, kind, match)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"plugin": "qwen3"},
+        {"quant": "fp8"},
+        {"backend": "dynamic"},
+        {"dtype": "float16"},
+        {"kv_cache_dtype": "int8"},
+        {"device": "gpu"},
+        {"max_model_len": 97},
+    ],
+    ids=str,
+)
+def test_an_option_that_contradicts_is_refused(exported, option):
+    (name,) = option
+    refuse(exported, UsageError, f"--{name.replace('_', '-')} ", **option)
+
+
+def test_options_that_agree_are_not(exported):
+    said = {"plugin": "qwen2", "quant": "weight_only_int8", "backend": "static", "device": "cpu"}
+    assert answer(exported, **said, dtype="float32", max_model_len=50) == answer(exported)
+
+
+NO_COMPILER = {"CXX": "/nowhere/c++", "PATH": "/nowhere"}
+
+
+def test_without_a_compiler(export, exported, monkeypatch, tmp_path):
+    """Native operators are missed; the reference's program needs none."""
+    expected = answer(exported)
+    monkeypatch.setenv("QINFER_OPERATORS", "reference")
+    plain = export("gqa", quant="wint8")
+    monkeypatch.setenv("QINFER_CACHE", str(tmp_path / "cache"))
+    for name, value in NO_COMPILER.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("QINFER_OPERATORS")
+    refuse(exported, Unsupported, "needs cpu operators")
+    assert answer(plain) == expected
+
+
+def test_the_cache_is_exported_into_once(checkpoint, monkeypatch, tmp_path, capsys):
+    operators = Path(os.environ.get("QINFER_CACHE", Path.home() / ".cache" / "qinfer"))
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / "operators").symlink_to(operators / "operators")
+    monkeypatch.setenv("QINFER_CACHE", str(cache))
+    options = {"quant": "wint8", "backend": "static", "progress": True}
+    expected = answer(checkpoint("gqa"), quant="wint8")
+    for exports in (1, 0):
+        assert answer(checkpoint("gqa"), **options) == expected
+        assert capsys.readouterr().err.count("Exporting") == exports
+    (made,) = (path for path in (cache / "exports").iterdir() if path.is_dir())
+    data = bytearray((made / "parameters.safetensors").read_bytes())
+    data[-1] ^= 1
+    (made / "parameters.safetensors").write_bytes(data)
+    assert answer(checkpoint("gqa"), **options) == expected
+    assert capsys.readouterr().err.count("Exporting") == 1
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_an_interrupted_export_leaves_nothing(checkpoint, monkeypatch, tmp_path, error):
+    def interrupted(folder, manifest):
+        (folder / "half").write_text("")
+        raise error
+
+    monkeypatch.setattr(make, "write_manifest", interrupted)
+    run = RunConfig(model=str(checkpoint("gqa")), backend="static")
+    with pytest.raises((KeyboardInterrupt, QinferError)):
+        make.export_model(run, tmp_path / "output", NoProgress())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_export_leaves_no_output_and_the_next_one_cleans_up(checkpoint, tmp_path):
+    output = tmp_path / "output"
+    command = ["export", "--model", str(checkpoint("gqa")), "--output", str(output)]
+    process = subprocess.Popen([sys.executable, "-m", "qinfer", *command], cwd="/")
+    while not list(tmp_path.glob("output.tmp-*")):
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not output.exists()
+    run = RunConfig(model=str(checkpoint("gqa")), backend="static")
+    make.export_model(run, output, NoProgress())
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_what_cannot_be_exported(exported, checkpoint, tmp_path):
+    for run, output, match in (
+        (RunConfig(model=str(exported), backend="static"), tmp_path / "new", "exported folder"),
+        (RunConfig(model=str(checkpoint("gqa"))), tmp_path / "new", "exports nothing"),
+        (RunConfig(model=str(checkpoint("gqa")), backend="static"), tmp_path, "exists"),
+    ):
+        with pytest.raises(QinferError, match=match):
+            make.export_model(run, output, NoProgress())
+
+
+@pytest.mark.parametrize("has_template", [True, False])
+def test_chat_prompts_are_the_plugin_s(checkpoint, tmp_path, has_template):
+    original = shutil.copytree(checkpoint("gqa"), tmp_path / "original")
+    template = original / "chat_template.jinja"
+    template.write_text("{{ messages[0]['content'] }}!")
+    if not has_template:
+        template.unlink()
+        config = json.loads((original / "tokenizer_config.json").read_text())
+        config.pop("chat_template", None)
+        (original / "tokenizer_config.json").write_text(json.dumps(config))
+    run = RunConfig(model=str(original), backend="static")
+    make.export_model(run, tmp_path / "made", NoProgress())
+    conversation = [{"role": "user", "content": "Who's \\n {{ there }}?"}]
+    with LLM(str(original), **CACHE) as dynamic, LLM(str(tmp_path / "made"), **CACHE) as static:
+        assert static.chat_text(conversation) == dynamic.chat_text(conversation)
+
+
+def test_info_shows_the_manifest(exported, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["info", str(exported)])
+    shown = capsys.readouterr().out
+    for word in ("qwen2", "wint8", "float32", "96 tokens", "cpu"):
+        assert word in shown
+    with pytest.raises(SystemExit, match="0"):
+        main(["info", str(exported), "--json"])
+    assert json.loads(capsys.readouterr().out)["format"] == 1
+
+
+def test_plain_inference(exported, tmp_path):
+    """The example, without qinfer's Python code, gives the same tokens."""
+    code, library, _ = qinfer("build-ops")
+    assert code == 0
+    with LLM(str(exported), **CACHE) as llm:
+        output = llm.generate("Hello", GREEDY)[0]
+    example = Path(__file__).resolve().parents[2] / "examples" / "plain_inference.py"
+    assert len(example.read_text().splitlines()) < 60
+    words = [example, exported, library.strip(), *output.prompt_token_ids]
+    done = subprocess.run(
+        [sys.executable, *map(str, words)], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    tokens = [int(word) for word in done.stdout.split()]
+    assert tokens[:8] == list(output.completions[0].token_ids)
