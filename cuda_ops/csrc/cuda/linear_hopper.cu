@@ -290,7 +290,7 @@ void run(const Product& p, cudaStream_t stream) {
   const int64_t steps = (row_bytes + kBytes - 1) / kBytes;
   const int blocks = split_of(tiles, steps, S::kBlocks);
   // the fewer blocks there are, the more each has to have on its way
-  const int64_t held = std::clamp<int64_t>(tiles * blocks / multiprocessors(), 1, S::kBlocks);
+  const int64_t held = std::min<int64_t>((tiles * blocks - 1) / multiprocessors() + 1, S::kBlocks);
   const int64_t room = (220 / held - 3) * 1024;
   const int stages =
       static_cast<int>(std::min<int64_t>({room / S::kStage, steps / blocks + 1, kMostStages}));
