@@ -39,7 +39,7 @@ class Answer:
         if len(sequence.output) >= sequence.max_tokens:
             self.finish_reason = "length"
             return self._flush()
-        keep = _possible_stop(self._held, params.stop)
+        keep = _possible_stop(self._held, params.stop) if params.stop else 0
         shown, self._held = (
             self._held[: len(self._held) - keep],
             self._held[len(self._held) - keep :],

@@ -13,17 +13,17 @@ from qinfer.core.types import StepInput
 def step_input(chunks: Sequence[Chunk], block_size: int) -> StepInput:
     """The model's input for these chunks; logits are wanted where a chunk ends its sequence."""
     tokens: list[int] = []
-    for chunk in chunks:
-        tokens += chunk.sequence.tokens(chunk.start, chunk.start + chunk.length)
-    starts = np.array([chunk.start for chunk in chunks], np.int64)
-    lengths = np.array([chunk.length for chunk in chunks], np.int64)
-    first_rows = np.array([chunk.sequence.first_row for chunk in chunks], np.int64)
-    is_last = np.array([chunk.is_last for chunk in chunks], np.bool_)
+    for sequence, start, length, _ in chunks:
+        tokens += sequence.tokens(start, start + length)
+    sequences, *columns = zip(*chunks, strict=True)
+    starts, lengths = (np.array(column, np.int64) for column in columns[:2])
+    is_last = np.array(columns[2], np.bool_)
+    first_rows = np.array([sequence.first_row for sequence in sequences], np.int64)
     ends = np.cumsum(lengths)
-    tables = np.zeros((len(chunks), max(len(c.sequence.blocks) for c in chunks)), np.int32)
-    for row, chunk in enumerate(chunks):
-        blocks = chunk.sequence.table()
-        tables[row, : len(blocks)] = blocks
+    blocks = [sequence.table() for sequence in sequences]
+    tables = np.zeros((len(chunks), max(map(len, blocks))), np.int32)
+    for row, held in zip(tables, blocks, strict=True):
+        row[: len(held)] = held
     rows = np.repeat(np.arange(len(chunks)), lengths)  # of each token
     places = np.arange(len(tokens)) + (starts - ends + lengths)[rows]
     slots = tables[rows, places // block_size].astype(np.int64) * block_size + places % block_size

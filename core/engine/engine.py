@@ -97,7 +97,6 @@ class Engine:
         for chunk in chunks:
             chunk.sequence.started_at = chunk.sequence.started_at or begin
         ending = [chunk.sequence for chunk in chunks if chunk.is_last]
-        decoded = sum(chunk.length == 1 and chunk.is_last for chunk in chunks)
         try:
             output = self.runner.step(step_input(chunks, self.block_size), sampling_input(ending))
             tokens, now = output.token_ids.tolist(), time.perf_counter()
@@ -108,7 +107,7 @@ class Engine:
         except BaseException:  # Ctrl-C too: the engine must be usable afterwards
             self._undo(chunks)
             raise
-        self._report(chunks, decoded, time.perf_counter() - begin)
+        self._report(chunks, time.perf_counter() - begin)
         return deltas
 
     def abort(self, request_id: int) -> None:
@@ -181,7 +180,8 @@ class Engine:
                 self.scheduler.preempt(chunk.sequence)
         self.pool.forget_all()
 
-    def _report(self, chunks: Rows[Chunk], decoded: int, seconds: float) -> None:
+    def _report(self, chunks: Rows[Chunk], seconds: float) -> None:
+        decoded = sum(chunk.length == 1 and chunk.is_last for chunk in chunks)
         self.hooks.step_done(
             StepStats(
                 prefill_tokens=sum(chunk.length for chunk in chunks) - decoded,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 EMPTY = 0
@@ -19,8 +20,9 @@ class BlockPool:
 
     def __init__(self, num_blocks: int) -> None:
         self.references = [0] * num_blocks
-        # An ordered set: the first is reused next.
-        self._free: dict[int, None] = dict.fromkeys(range(num_blocks))
+        # An ordered set: the first is reused next. A dict looks for its first key from where keys
+        # were once deleted, which took longer with every block.
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
         self._block_of: dict[tuple[int, tuple[int, ...]], int] = {}
         self._key_of: dict[int, tuple[int, tuple[int, ...]]] = {}
         self._content_of: dict[int, int] = {}

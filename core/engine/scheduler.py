@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from qinfer.core.engine.kv_cache import BlockPool
 from qinfer.core.engine.sequence import Sequence
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """``length`` tokens of a sequence from position ``start`` on; part of one step."""
+class Chunk(NamedTuple):
+    """``length`` tokens of a sequence from position ``start`` on; part of one step. ``is_last``:
+    it reaches the sequence's end, so that a next token can be chosen.
+    """
 
     sequence: Sequence
     start: int
     length: int
-
-    @property
-    def is_last(self) -> bool:
-        """Whether it reaches the sequence's end, so that a next token can be chosen."""
-        return self.start + self.length == self.sequence.num_tokens
+    is_last: bool
 
 
 class Scheduler:
@@ -59,7 +56,7 @@ class Scheduler:
                 self.preempt(self.running[-1])
                 preempted = True
             if not preempted or sequence in self.running:
-                chunks.append(self._take(sequence, length))
+                chunks.append(self._take(sequence, length, missing))
                 budget -= length
         while self.waiting and not preempted and budget > 0:
             if len(self.running) >= self.max_num_seqs or not self._admit(self.waiting[0]):
@@ -67,7 +64,8 @@ class Scheduler:
             sequence = self.waiting.popleft()
             self.running.append(sequence)
             length = min(sequence.num_tokens - sequence.num_computed, budget)
-            chunks.append(self._take(sequence, length))
+            missing = self._missing_blocks(sequence, sequence.num_computed + length)
+            chunks.append(self._take(sequence, length, missing))
             budget -= length
         return chunks
 
@@ -112,15 +110,17 @@ class Scheduler:
             sequence.num_cached = sequence.num_computed
         return True
 
-    def _take(self, sequence: Sequence, length: int) -> Chunk:
-        """Allocate blocks for the next ``length`` tokens and offer the full ones for sharing.
+    def _take(self, sequence: Sequence, length: int, missing: int) -> Chunk:
+        """Allocate the ``missing`` blocks for the next ``length`` tokens and offer the full ones
+        for sharing.
 
         They may be shared within this very step: in each layer all new keys and values are
         written before any are read.
         """
-        chunk = Chunk(sequence, sequence.num_computed, length)
-        end = chunk.start + length
-        for _ in range(self._missing_blocks(sequence, end)):
+        start = sequence.num_computed
+        end = start + length
+        chunk = Chunk(sequence, start, length, end == sequence.num_tokens)
+        for _ in range(missing):
             sequence.blocks.append(self.pool.allocate())
         sequence.num_computed = end
         while (sequence.hashed + 1) * self.block_size <= end:

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "hopper.cuh"
+#include "cluster_sums.cuh"
 #include "hopper_products.h"
 #include "weights.cuh"
 
@@ -19,10 +19,9 @@ struct Maps {
 };
 
 struct Arguments {
-  const float *scale, *x_scale;
-  const void* bias;
-  void* y;
-  int rows, in, out, steps, stages;
+  Outputs o;
+  const float* scale;  // int4: of each channel's groups
+  int in, steps, stages;
 };
 
 template <Format F, int N, int R>
@@ -35,20 +34,6 @@ struct Shape {
 };
 
 #ifdef QINFER_HOPPER
-
-__device__ __forceinline__ void cluster_sync() {
-  asm volatile("barrier.cluster.arrive;\nbarrier.cluster.wait;" ::: "memory");
-}
-// Four numbers at the same place of another block of the cluster.
-__device__ __forceinline__ float4 read_from(const float* at, int block) {
-  uint32_t there;
-  float4 v;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(at)), "r"(block));
-  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
-               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-               : "r"(there));
-  return v;
-}
 
 // Two steps' operands: numbers 8 half to 8 half + 7 of a thread's sixteen (of `part`, int4).
 template <class T, Format F>
@@ -85,8 +70,9 @@ struct Rows {
 #pragma unroll
         for (int part = 0; part < 2; ++part) {
           const int group = step * 2 + part, from = channel(r, half);
-          to[r][half][part] =
-              group < groups && from < p.out ? __ldg(p.scale + int64_t(from) * groups + group) : 0;
+          to[r][half][part] = group < groups && from < p.o.out
+                                  ? __ldg(p.scale + int64_t(from) * groups + group)
+                                  : 0;
         }
   }
 
@@ -129,50 +115,6 @@ struct Rows {
           for (int n = 0; n < N; ++n) multiply<T>(sums[r][n], a[1], v[n].z, v[n].w);
         }
       }
-  }
-
-  // Sums to shared memory, as [channel][row] with the rows of a channel shifted about.
-  __device__ __forceinline__ void keep() {
-    float* to = reinterpret_cast<float*>(memory);
-#pragma unroll
-    for (int r = 0; r < R; ++r)
-#pragma unroll
-      for (int n = 0; n < N; ++n)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int at = (warp * R + r) * 16 + i / 2 * 8 + g, row = n * 8 + t * 2 + i % 2;
-          to[row * S::kChannels + (at ^ (t * 8))] = sums[r][n][i];
-        }
-  }
-
-  // This block's share of the numbers, four channels at a time, added up over the cluster.
-  template <int Blocks>
-  __device__ __forceinline__ void finish(int rank) const {
-    const float* from = reinterpret_cast<const float*>(memory);
-    constexpr int kFours = S::kChannels / 4;
-    for (int i = threadIdx.x + rank * kThreads; i < kFours * p.rows; i += Blocks * kThreads) {
-      const int row = i / kFours, at = i % kFours * 4;
-      const float* mine = from + row * S::kChannels + (at ^ (row / 2 % 4 * 8));
-      float4 parts[Blocks];
-#pragma unroll
-      for (int b = 0; b < Blocks; ++b)
-        parts[b] = Blocks == 1 ? *reinterpret_cast<const float4*>(mine) : read_from(mine, b);
-#pragma unroll
-      for (int c = 0; c < 4; ++c) {
-        float sum = 0;
-#pragma unroll
-        for (int b = 0; b < Blocks; ++b) sum += (&parts[b].x)[c];
-        put(sum, row, int(blockIdx.y) * S::kChannels + at + c);
-      }
-    }
-  }
-
-  __device__ __forceinline__ void put(float sum, int row, int to) const {
-    if (to >= p.out) return;
-    if (p.x_scale) sum *= p.x_scale[row];
-    if (F != Format::kInt4) sum *= p.scale[to];
-    if (p.bias) sum += number(static_cast<const T*>(p.bias)[to]);
-    static_cast<T*>(p.y)[int64_t(row) * p.out + to] = T(sum);
   }
 };
 
@@ -236,16 +178,15 @@ __global__ void __launch_bounds__(kThreads, Shape<F, N, R>::kBlocks)
         for (int i = 0; i < 4; ++i) scales[0][r][i / 2][i % 2] = scales[1][r][i / 2][i % 2];
   }
   __syncthreads();
-  rows.keep();
-  if (blocks == 1) {
-    __syncthreads();
-    return rows.template finish<1>(rank);
-  }
-  cluster_sync();
-  if (blocks == 2) rows.template finish<2>(rank);
-  if (blocks == 4) rows.template finish<4>(rank);
-  if (blocks == 8) rows.template finish<8>(rank);
-  cluster_sync();  // the others may still read this block's sums
+  const ClusterSums<T, S::kChannels, kThreads> all{p.o, reinterpret_cast<float*>(memory),
+                                                   int(blockIdx.y) * S::kChannels};
+#pragma unroll
+  for (int r = 0; r < R; ++r)
+#pragma unroll
+    for (int n = 0; n < N; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) all.keep((rows.warp * R + r) * 16, n, i, rows.sums[r][n][i]);
+  all.finish(rank, blocks);
 #endif
 }
 
@@ -290,13 +231,14 @@ void run(const Product& p, cudaStream_t stream) {
   const int64_t steps = (row_bytes + kBytes - 1) / kBytes;
   const int blocks = split_of(tiles, steps, S::kBlocks);
   // the fewer blocks there are, the more each has to have on its way
-  const int64_t held = std::clamp<int64_t>(tiles * blocks / multiprocessors(), 1, S::kBlocks);
+  const int64_t held = std::min<int64_t>((tiles * blocks - 1) / multiprocessors() + 1, S::kBlocks);
   const int64_t room = (220 / held - 3) * 1024;
   const int stages =
       static_cast<int>(std::min<int64_t>({room / S::kStage, steps / blocks + 1, kMostStages}));
   const size_t shared = std::max(stages * S::kStage, S::kSums) + 1024;
-  const Arguments a{p.scale,   p.x_scale,  p.bias,     p.y,   int(p.rows),
-                    int(p.in), int(p.out), int(steps), stages};
+  const bool by_group = F == Format::kInt4;
+  const Outputs o{by_group ? nullptr : p.scale, p.x_scale, p.bias, p.y, int(p.rows), int(p.out)};
+  const Arguments a{o, p.scale, int(p.in), int(steps), stages};
   launch_clusters(kernel, dim3(blocks, tiles), blocks, kThreads, shared, stream, maps, a);
 }
 
