@@ -278,6 +278,7 @@ class LayerCache:
 class RunConfig:
     """What the user asked for, with names resolved. Memory in bytes; a size of 0 is chosen, by the
     device (``core/engine/sizing.py``); the quant scheme "auto" is the checkpoint's own.
+    ``random_weights``: drawn, not read from the folder.
     """
 
     model: str = ""
@@ -295,6 +296,7 @@ class RunConfig:
     max_batch_tokens: int = 0
     block_size: int = 0
     require_kernels: bool = False
+    random_weights: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
