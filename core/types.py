@@ -302,6 +302,7 @@ class RunConfig:
 @dataclass(frozen=True, kw_only=True)
 class OperatorBuild:
     """A backend's compiled operators: the library, whether it is there, and what makes it.
+    ``reason``: why it has to be made, where that is known.
 
     ``build`` compiles unless that has been done, with True also then. It reports on stderr and
     raises Unsupported with the compiler's words.
@@ -310,6 +311,7 @@ class OperatorBuild:
     library: Path
     is_built: bool
     build: Callable[[bool], Path]
+    reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
