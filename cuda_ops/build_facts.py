@@ -1,4 +1,4 @@
-"""What a build was made of: names its folder, and says what has changed when it is of no more use."""
+"""What a build was made of: it names its folder, and says what has changed since."""
 
 from __future__ import annotations
 
