@@ -8,8 +8,8 @@ from statistics import median
 from typing import Any
 
 from benchmarks.child import Child, ChildError
-from benchmarks.machine import ReadBandwidth
 from benchmarks.programs import Program
+from qinfer.plugins.backends.bandwidth import ReadBandwidth
 
 REST_SECONDS = 0.3
 """Lets the worker threads of the program before stop spinning."""

@@ -13,13 +13,14 @@ from rich.table import Table
 
 from benchmarks import report
 from benchmarks.gguf_formats import FORMATS
-from benchmarks.machine import ROOT, ReadBandwidth, describe
+from benchmarks.machine import ROOT, describe
 from benchmarks.programs import all_programs
 from benchmarks.prompts import make_prompts
 from benchmarks.qwen2_gguf import kept_gguf
 from benchmarks.random_model import SHAPES, kept_model
 from benchmarks.rounds import measure_programs
 from benchmarks.startup import measure_startup
+from qinfer.plugins.backends.bandwidth import ReadBandwidth
 
 
 def main() -> None:

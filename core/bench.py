@@ -9,13 +9,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from itertools import product
+from pathlib import Path
 from statistics import median, quantiles
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from qinfer.core.child import python_command
 from qinfer.core.errors import QinferError, UsageError
 from qinfer.core.llm import LLM
+from qinfer.core.model_card import step_bytes
 from qinfer.core.params import SamplingParams
 
 
@@ -23,40 +27,52 @@ from qinfer.core.params import SamplingParams
 class BenchSettings:
     """What to measure: prompts of random tokens, greedy, to a fixed length.
 
-    Each batch size is run ``repeat`` times after one run that is not counted.
+    ``config``: a published model's name or a config.json, whose weights are drawn at random.
+    ``requests``: of each run, as many at a time as the batch size; 0 for that many. Each case, a
+    prompt length and a batch size, is run ``repeat`` times after one run that is not counted.
     """
 
     model: str = ""
+    config: str = ""
     plugin: str = ""
     quant: str = "auto"
     backend: str = "dynamic"
     device: str = "auto"
     dtype: str = "auto"
+    kv_cache_dtype: str = "auto"
     threads: int = 0
-    prompt_tokens: int = 128
+    prompt_tokens: tuple[int, ...] = (128,)
     output_tokens: int = 64
     batch_sizes: tuple[int, ...] = (1,)
+    requests: int = 0
+    max_batch_tokens: int = 0
     repeat: int = 3
     require_kernels: bool = False
 
 
 def measure(settings: BenchSettings) -> list[dict[str, Any]]:
-    """Measure here; one record for each batch size, each key saying what and in which unit."""
+    """Measure here; one record for each case, each key saying what and in which unit."""
     begin = time.perf_counter()
-    longest = settings.prompt_tokens + settings.output_tokens + 1
-    with LLM(
-        settings.model or None,
-        plugin=settings.plugin or None,
-        quant=settings.quant,
-        backend=settings.backend,
-        device=settings.device,
-        dtype=settings.dtype,
-        threads=settings.threads,
-        max_model_len=longest,
-        max_num_seqs=max(settings.batch_sizes),
-        max_batch_tokens=max(512, *settings.batch_sizes),
-        require_kernels=settings.require_kernels,
-    ) as llm:
+    longest = max(settings.prompt_tokens) + settings.output_tokens + 1
+    most = max(settings.batch_sizes)
+    with (
+        TemporaryDirectory() as folder,
+        LLM(
+            _model(settings, Path(folder)),
+            plugin=settings.plugin or None,
+            quant=settings.quant,
+            backend=settings.backend,
+            device=settings.device,
+            dtype=settings.dtype,
+            kv_cache_dtype=settings.kv_cache_dtype,
+            threads=settings.threads,
+            max_model_len=longest,
+            max_num_seqs=most,
+            max_batch_tokens=settings.max_batch_tokens,
+            require_kernels=settings.require_kernels,
+            random_weights=bool(settings.config),
+        ) as llm,
+    ):
         if llm.max_model_len < longest:
             raise UsageError(
                 f"{longest - 1} tokens of prompt and output do not fit the model's context of "
@@ -64,65 +80,117 @@ def measure(settings: BenchSettings) -> list[dict[str, Any]]:
                 remedy="Lower --prompt-tokens or --output-tokens.",
             )
         about = {
-            "model": llm.label,
+            "model": settings.config or llm.label,
             "plugin": llm.plugin,
             "quant": llm.quant,
             "backend": settings.backend,
+            "device": f"{llm.loaded.device.label} {llm.loaded.device.name}",
             "operators": " ".join(llm.header),
             "load_seconds": time.perf_counter() - begin,
             "parameter_bytes": llm.load_stats.parameter_bytes,
         }
-        return [about | _one_size(llm, settings, size) for size in settings.batch_sizes]
+        cases = product(settings.prompt_tokens, settings.batch_sizes)
+        return [about | _case(llm, settings, *case) for case in cases]
 
 
-def _one_size(llm: LLM, settings: BenchSettings, size: int) -> dict[str, Any]:
-    """The figures of one batch size: medians over the repetitions, percentiles over all."""
-    runs = [_run(llm, settings, size, turn) for turn in range(settings.repeat + 1)][1:]
-    firsts = [second for run in runs for second in run["firsts"]]
-    steps = [second for run in runs for second in run["steps"]]
-    prefill = median(max(run["firsts"]) for run in runs)
-    decode = median(sum(run["steps"]) for run in runs)
+def _model(settings: BenchSettings, folder: Path) -> str | None:
+    """What LLM is to open; for random weights ``folder``, with a config.json and a tokenizer."""
+    if not settings.config:
+        return settings.model or None
+    from qinfer.core.checkpoint.json_file import read_json
+    from qinfer.core.checkpoint.random_checkpoint import write_folder
+    from qinfer.core.published import find
+
+    path = Path(settings.config)
+    write_folder(folder, read_json(path) if path.suffix == ".json" else find(path.name).config)
+    return str(folder)
+
+
+def _case(llm: LLM, settings: BenchSettings, prompt: int, size: int) -> dict[str, Any]:
+    """The figures of one case: medians over the repetitions, percentiles over all."""
+    runs = [_run(llm, settings, prompt, size, turn) for turn in range(settings.repeat + 1)][1:]
+    firsts = [second for run in runs for second in run.firsts]
+    steps = [second for run in runs for second in run.steps]
+    prefill, decode = (median(run.prefill for run in runs), median(sum(run.steps) for run in runs))
+    requests = settings.requests or size
     decoded = size * (settings.output_tokens - 1)
+    step = median(steps) if steps else None
     return {
         "batch_size": size,
-        "prompt_tokens": settings.prompt_tokens,
+        "prompt_tokens": prompt,
         "output_tokens": settings.output_tokens,
-        "prefill_tokens_per_s": size * settings.prompt_tokens / prefill,
-        "decode_tokens_per_s": decoded / decode if decoded else None,
+        "requests": requests,
+        # Of requests that come in later, prompts and answers share steps.
+        "prefill_tokens_per_s": size * prompt / prefill if requests <= size else None,
+        "decode_tokens_per_s": decoded / decode if decoded and requests <= size else None,
+        "output_tokens_per_s": requests * settings.output_tokens / median(r.whole for r in runs),
         "first_token_seconds_p50": median(firsts),
         "first_token_seconds_p99": _percentile(firsts, 99),
-        "decode_step_seconds_p50": median(steps) if steps else None,
+        "decode_step_seconds_p50": step,
         "decode_step_seconds_p90": _percentile(steps, 90),
         "decode_step_seconds_p99": _percentile(steps, 99),
+        **_floor(llm, size, prompt + settings.output_tokens // 2, step),
         "peak_memory_bytes": _peak_memory(),
     }
 
 
-def _run(llm: LLM, settings: BenchSettings, size: int, turn: int) -> dict[str, list[float]]:
-    """Answer ``size`` prompts at once: seconds to each first token, and of each later step."""
+def _floor(llm: LLM, size: int, context: int, step: float | None) -> dict[str, Any]:
+    """How fast memory is read here now, how long that makes a step at least, and the share of a
+    step's time that is.
+    """
+    bandwidth = getattr(llm.engine.runner, "read_bandwidth", None)
+    if bandwidth is None:
+        return {"read_bytes_per_s": None, "floor_seconds": None, "floor_share": None}
+    loaded, speed = llm.loaded, bandwidth()
+    linears = loaded.hooks.linear_layers(loaded.config)
+    read = step_bytes(loaded.config, linears, loaded.plan, llm.engine.cache, size, context)
+    floor = read / speed
+    return {
+        "read_bytes_per_s": speed,
+        "floor_seconds": floor,
+        "floor_share": floor / step if step else None,
+    }
+
+
+@dataclass
+class _Times:
+    """Seconds of a run: to each first token from when its request came, to the last of them, of
+    each step without a prompt, and altogether.
+    """
+
+    firsts: list[float] = field(default_factory=list)
+    prefill: float = 0
+    steps: list[float] = field(default_factory=list)
+    whole: float = 0
+
+
+def _run(llm: LLM, settings: BenchSettings, prompt: int, size: int, turn: int) -> _Times:
+    """Answer the requests, ``size`` at a time."""
     params = SamplingParams(
         temperature=0, max_tokens=settings.output_tokens, ignore_eos=True
     ).with_defaults({})
     # Other tokens in every run: a prompt that was seen before would come from the prefix cache.
-    draw = random.Random(f"{size} {turn}")  # noqa: S311
-    vocabulary = llm.engine.limits.vocab_size
-    waiting = set()
-    for _ in range(size):
-        tokens = [draw.randrange(vocabulary) for _ in range(settings.prompt_tokens)]
-        waiting.add(llm.engine.add(tokens, params))
-    begin = time.perf_counter()
-    firsts: list[float] = []
-    steps: list[float] = []
-    while llm.engine.has_work:
-        before = time.perf_counter()
-        started = {request for request, _ in llm.engine.step()}
+    draw = random.Random(f"{prompt} {size} {turn}")  # noqa: S311
+    tokens = range(llm.engine.limits.vocab_size)
+    later = [draw.choices(tokens, k=prompt) for _ in range(settings.requests or size)]
+    waiting: dict[int, float] = {}
+    running, times, begin = 0, _Times(), time.perf_counter()
+    while llm.engine.has_work or later:
+        while later and running < size:
+            waiting[llm.engine.add(later.pop(), params)] = time.perf_counter()
+            running += 1
+        before, had_prompts = time.perf_counter(), bool(waiting)
+        deltas = llm.engine.step()
         now = time.perf_counter()
-        if waiting:
-            firsts += [now - begin] * len(waiting & started)
-            waiting -= started
-        else:
-            steps.append(now - before)
-    return {"firsts": firsts, "steps": steps}
+        for request, delta in deltas:
+            if request in waiting:
+                times.firsts.append(now - waiting.pop(request))
+                times.prefill = now - begin
+            running -= delta.finish_reason is not None
+        if not had_prompts:
+            times.steps.append(now - before)
+    times.whole = time.perf_counter() - begin
+    return times
 
 
 def _percentile(values: Sequence[float], percent: int) -> float | None:
@@ -170,7 +238,8 @@ def main() -> None:
     answer_fd = os.dup(1)
     os.dup2(2, 1)  # what libraries print must not mix with the answer
     asked = json.loads(sys.argv[1])
-    settings = BenchSettings(**asked | {"batch_sizes": tuple(asked["batch_sizes"])})
+    lists = {name: tuple(asked[name]) for name in ("batch_sizes", "prompt_tokens")}
+    settings = BenchSettings(**asked | lists)
     try:
         answer: dict[str, Any] = {"records": measure(settings)}
     except QinferError as error:

@@ -46,12 +46,13 @@ class LLM:
     max_model_len: tokens, 0 for the model's own context or as much of it as fits.
     max_num_seqs, max_batch_tokens: the most sequences, and tokens in a step, 0 for 64 and 512 on a
     CPU, 256 and 8,192 on a GPU.
-    require_kernels: fail rather than use the slow reference operators. progress: report on stderr.
+    require_kernels: fail rather than use the slow reference operators. random_weights: draw them,
+    ``model`` being a folder with all the rest. progress: report on stderr.
 
     ``tokenizer``, ``label`` (what is loaded), ``plugin`` and ``quant`` (the plugins that read it),
     ``load_stats``, ``header`` (the plugins' lines for it) and ``max_model_len`` describe what was
-    opened. Raises the errors of ``qinfer.core.errors``; names are checked before anything is
-    loaded.
+    opened, ``loaded`` in full. Raises the errors of ``qinfer.core.errors``; names are checked
+    before anything is loaded.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class LLM:
         max_num_seqs: int = 0,
         max_batch_tokens: int = 0,
         require_kernels: bool = False,
+        random_weights: bool = False,
         progress: bool = False,
     ) -> None:
         run = RunConfig(
@@ -88,6 +90,7 @@ class LLM:
             max_num_seqs=max_num_seqs,
             max_batch_tokens=max_batch_tokens,
             require_kernels=require_kernels,
+            random_weights=random_weights,
         )
         selected = select(run)
         opened = open_engine(run, selected, TerminalProgress() if progress else NoProgress())
@@ -95,7 +98,7 @@ class LLM:
         self.plugin, self.quant = opened.loaded.run.plugin, opened.loaded.run.quant
         self.max_model_len = opened.engine.limits.max_model_len
         self.load_stats, self.header = opened.loaded.stats, opened.header
-        self._loaded = opened.loaded
+        self.loaded = opened.loaded
         self._inbox: dict[int, list[Delta]] = {}
 
     def chat_text(self, messages: Messages) -> str:
@@ -113,7 +116,7 @@ class LLM:
                 bos_token=tokenizer.bos_token,
                 eos_token=tokenizer.eos_token,
             )
-        own = self._loaded.hooks.chat_prompt(self._loaded.config, checked)
+        own = self.loaded.hooks.chat_prompt(self.loaded.config, checked)
         return chatml(checked) if own is None else own
 
     def generate(
@@ -173,7 +176,7 @@ class LLM:
             raise BadInput("the prompt is empty", remedy="Give some text to answer.")
         # A template writes the special tokens it wants; a raw text gets the tokenizer's own.
         ids = self.tokenizer.encode(text, add_special_tokens=isinstance(prompt, str))
-        filled = (params or SamplingParams()).with_defaults(self._loaded.generation)
+        filled = (params or SamplingParams()).with_defaults(self.loaded.generation)
         request = self.engine.add(ids, filled)
         self._inbox[request] = []
         return Submitted(request=request, prompt=text, token_ids=tuple(ids), params=filled)

@@ -67,6 +67,7 @@ def prepare(run: RunConfig, selected: Selected, folder: Path) -> Prepared:
     from qinfer.core.checkpoint.files import Checkpoint
     from qinfer.core.checkpoint.layout import plan_loading
     from qinfer.core.checkpoint.quantised import check_agreement, open_stored
+    from qinfer.core.checkpoint.random_checkpoint import RandomCheckpoint
     from qinfer.core.config import generation_config, read_json, with_generation
     from qinfer.core.device import import_paddle, open_device
     from qinfer.core.engine.sizing import choose_sizes
@@ -102,7 +103,11 @@ def prepare(run: RunConfig, selected: Selected, folder: Path) -> Prepared:
         ),
     )
     plan = hooks.plan_quant(config, hooks.linear_layers(config), device)
-    checkpoint, stored = open_stored(raw, Checkpoint(folder), hooks, config)
+    if run.random_weights:
+        files: Checkpoint = RandomCheckpoint(folder, hooks.weight_rules(config), config.dtype)
+    else:
+        files = Checkpoint(folder)
+    checkpoint, stored = open_stored(raw, files, hooks, config)
     if stored.kv_cache:
         plan = replace(plan, kv_cache=stored.kv_cache, kv_scales=stored.kv_scales)
     check_agreement(raw, checkpoint, selected.quant, quant)

@@ -10,7 +10,7 @@ from qinfer.core.checkpoint.rules import num_parameters
 from qinfer.core.discovery import discover
 from qinfer.core.loading import cache_layout
 from qinfer.core.selection import detect_model, open_session, resolve
-from qinfer.core.types import CacheSpec, LinearSpec, ModelConfig, QuantPlan, WeightRule
+from qinfer.core.types import CacheSpec, LinearSpec, ModelConfig, QuantPlan, Scheme, WeightRule
 
 BITS = {"float32": 32, "bfloat16": 16, "float16": 16, "int8": 8, "float8_e4m3fn": 8, "int4": 4}
 
@@ -97,10 +97,34 @@ def _bytes(
     weights = {f"{spec.name}.weight" for spec in linears}
     others = num_parameters(rule for rule in rules if rule.target not in weights)
     bits = others * BITS[config.dtype]
+    return bits // 8 + sum(linear_bytes(spec, plan.by_layer[spec.name]) for spec in linears)
+
+
+def linear_bytes(spec: LinearSpec, scheme: Scheme) -> int:
+    """What a linear's weight and scales take in a scheme, all experts together."""
+    scales = {"channel": spec.rows, "tensor": 1}.get(scheme.weight_scale, 0)
+    if scheme.weight_scale == "group" and scheme.group_size:
+        scales = spec.rows * -(-spec.in_features // scheme.group_size)
+    return (spec.rows * spec.in_features * BITS.get(scheme.weight_dtype, 32) + 32 * scales) // 8
+
+
+def step_bytes(
+    config: ModelConfig,
+    linears: Iterable[LinearSpec],
+    plan: QuantPlan,
+    cache: CacheSpec,
+    sequences: int,
+    context: int,
+) -> int:
+    """The least that a decoding step reads: every linear once, and the keys and values of
+    ``sequences`` of ``context`` tokens. Of experts those that as many tokens use on average, were
+    the choices independent.
+    """
+    total = sequences * context * cache.bytes_per_block // cache.block_size
     for spec in linears:
-        scheme = plan.by_layer[spec.name]
-        scales = {"channel": spec.rows, "tensor": 1}.get(scheme.weight_scale, 0)
-        if scheme.weight_scale == "group" and scheme.group_size:
-            scales = spec.rows * -(-spec.in_features // scheme.group_size)
-        bits += spec.rows * spec.in_features * BITS.get(scheme.weight_dtype, 32) + 32 * scales
-    return bits // 8
+        size = linear_bytes(spec, plan.by_layer[spec.name])
+        if spec.experts and config.experts is not None:
+            missed = (1 - config.experts.top_k / config.experts.count) ** sequences
+            size = int(size * (1 - missed))
+        total += size
+    return total

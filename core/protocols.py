@@ -123,7 +123,9 @@ class Runner(Protocol):
     """A backend's open model: owns the KV cache and runs steps.
 
     It may have ``logits(batch)``, which runs a step and returns the logits [R, vocab_size] float32
-    as numpy instead of choosing tokens; ``qinfer eval`` needs it.
+    as numpy instead of choosing tokens; ``qinfer eval`` needs it. And it may have
+    ``read_bandwidth()``, the bytes a second its device reads from memory, measured when it is
+    called; ``qinfer bench`` holds steps against it.
     """
 
     def step(self, batch: StepInput, sampling: SamplingInput) -> StepOutput:

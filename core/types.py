@@ -279,6 +279,7 @@ class RunConfig:
     """What the user asked for, with names resolved. Memory in bytes; a size of 0 is chosen, by the
     device (``core/engine/sizing.py``); the quant scheme "auto" is the checkpoint's own.
     ``operators``: the version of them that an exported model needs, "" where the backend chooses.
+    ``random_weights``: drawn, not read from the folder.
     """
 
     model: str = ""
@@ -297,11 +298,13 @@ class RunConfig:
     block_size: int = 0
     require_kernels: bool = False
     operators: str = ""
+    random_weights: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class OperatorBuild:
     """A backend's compiled operators: the library, whether it is there, and what makes it.
+    ``reason``: why it has to be made, where that is known.
 
     ``build`` compiles unless that has been done, with True also then. It reports on stderr and
     raises Unsupported with the compiler's words.
@@ -310,6 +313,7 @@ class OperatorBuild:
     library: Path
     is_built: bool
     build: Callable[[bool], Path]
+    reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

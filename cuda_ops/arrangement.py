@@ -11,7 +11,7 @@ from paddle import Tensor
 from qinfer.cuda_ops import ops
 from qinfer.cuda_ops.build import sources_digest
 from qinfer.cuda_ops.linear import INT4_GROUP
-from qinfer.cuda_ops.native import CPU
+from qinfer.cuda_ops.native_table import CPU
 from qinfer.cuda_ops.table import version_in_use
 
 FORMATS = ("float32", "bfloat16", "int8", "float8_e4m3fn")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from qinfer.cuda_ops.build import (
     run_compiler,
     shared_runtime,
 )
+from qinfer.cuda_ops.build_facts import Facts, digest, files_digest, why_again, write
 
 HERE = Path(__file__).parent
 KERNELS = HERE / "csrc" / "cuda"
@@ -50,6 +50,7 @@ class CudaBuild:
     cublas: tuple[Path, Path] | None
     operators: Path
     device: Path
+    facts: Facts
 
     @property
     def library(self) -> Path:
@@ -60,6 +61,12 @@ class CudaBuild:
     def is_built(self) -> bool:
         """Whether both are there and undamaged."""
         return is_intact(self.operators, verify=True) and is_intact(self.device, verify=True)
+
+    @property
+    def reason(self) -> str:
+        """Why it has to be built; empty if it has not."""
+        folders = self.operators.parent.glob("*-cuda")
+        return "" if self.is_built else why_again(self.facts, folders)
 
 
 def plan_cuda(architectures: Sequence[str] = ()) -> CudaBuild:
@@ -77,12 +84,16 @@ def plan_cuda(architectures: Sequence[str] = ()) -> CudaBuild:
     said = _version(nvcc)
     cuda = _toolkit(nvcc)
     cublas = _cublas(cuda)
-    digest = hashlib.sha256((paddle / "version" / "__init__.py").read_bytes())
-    for path in sorted([*KERNELS.iterdir(), *PLUGIN.iterdir()]):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    tools = (said, run_compiler([compiler, "--version"]).stdout, str(cublas))
-    digest.update("\0".join((*FLAGS, *CUDA_FLAGS, *wanted, *tools)).encode())
-    name = digest.hexdigest()[:20]
+    facts = {
+        "the sources": files_digest([*KERNELS.iterdir(), *PLUGIN.iterdir()]),
+        "Paddle": (paddle / "version" / "__init__.py").read_text(encoding="utf-8"),
+        "the CUDA compiler": said,
+        "the C++ compiler": run_compiler([compiler, "--version"]).stdout,
+        "cuBLAS": str(cublas),
+        "the cards": " ".join(wanted),
+        "the flags": " ".join((*FLAGS, *CUDA_FLAGS)),
+    }
+    name = digest(facts)
     return CudaBuild(
         nvcc=nvcc,
         compiler=compiler,
@@ -92,6 +103,7 @@ def plan_cuda(architectures: Sequence[str] = ()) -> CudaBuild:
         cublas=cublas,
         operators=cache_dir() / "operators" / f"{name}-cuda",
         device=cache_dir() / "operators" / f"{name}-nv",
+        facts=facts,
     )
 
 
@@ -241,6 +253,7 @@ def _compile_operators(plan: CudaBuild, folder: Path) -> None:
     )
     for path in objects:
         path.unlink()
+    write(plan.facts, folder)
 
 
 def device_folder(progress: Callable[[str], None] | None) -> str:
@@ -260,5 +273,6 @@ def plan_operators(
     return OperatorBuild(
         library=plan.library,
         is_built=plan.is_built,
+        reason=plan.reason,
         build=lambda force: build_cuda(plan, progress, force=force),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from published import MODELS, Published
+from qinfer.core.published import MODELS, Published
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "models.md"
 SCHEMES = ("none", "wint8", "fp8", "wint4")

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 
 import model_table
-from published import MODELS
-from qinfer.core.model_card import model_card
-from qinfer.core.selection import detect_model, open_session
+from qinfer.core import published
+from qinfer.core.errors import UsageError
+from qinfer.core.model_card import model_card, step_bytes
+from qinfer.core.published import MODELS
+from qinfer.core.selection import detect_model, open_session, resolve
+from qinfer.core.types import CacheSpec, DeviceInfo
 
 
 class Shapes:
@@ -80,3 +83,42 @@ def test_a_card_counts_what_loading_counts(name, quant, tmp_path):
     card = model_card(read_json(folder / "config.json"), "", [quant])
     with LLM(str(folder), quant=quant) as llm:
         assert llm.load_stats.num_parameters == card.parameters
+
+
+def read_by_a_step(model, sequences, context=0):
+    hooks = open_session([detect_model(model), resolve("quant", "none")])
+    config = replace(hooks.read_config(model), compute_dtype="float32")
+    linears = hooks.linear_layers(config)
+    plan = hooks.plan_quant(config, linears, DeviceInfo(kind="cpu"))
+    cache = CacheSpec(
+        num_layers=config.num_layers,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        dtype="bfloat16",
+    )
+    return step_bytes(config, linears, plan, cache, sequences, context)
+
+
+def test_a_step_reads_the_linears_and_the_cache():
+    model = published.find("qwen2-7b").config
+    layer = 3584 * (3584 + 2 * 512) + 3584 * 3584 + 3 * 3584 * 18944
+    weights = 2 * (28 * layer + 152064 * 3584)
+    assert read_by_a_step(model, 1) == weights
+    assert read_by_a_step(model, 8, 512) - weights == 8 * 512 * 28 * 2 * 512 * 2
+
+
+def test_a_step_reads_the_experts_it_uses():
+    model = published.find("Qwen3-30B-A3B").config
+    expert, every = 2 * 3 * 2048 * 768 * 48, read_by_a_step(model, 10_000)
+    assert every - read_by_a_step(model, 1) == pytest.approx(120 * expert, rel=1e-6)
+    used = 128 * (1 - (1 - 8 / 128) ** 16)
+    assert every - read_by_a_step(model, 16) == pytest.approx((128 - used) * expert, rel=1e-6)
+
+
+def test_a_published_name_is_found_or_the_nearest_named():
+    assert published.find("qwq-32b").name == "Qwen2.5-32B, QwQ-32B"
+    with pytest.raises(
+        UsageError, match=r"no published configuration is called 'qwen2-8b'"
+    ) as found:
+        published.find("qwen2-8b")
+    assert "qwen2-7b" in found.value.remedy

@@ -11,18 +11,23 @@ import click
 from qinfer.core.cli.options import MODEL, GroupedCommand, option
 from qinfer.core.cli.plot import pyplot, save
 from qinfer.core.cli.table import table
+from qinfer.core.errors import UsageError
 
 WORK = "Measurement"
 COUNT = click.IntRange(min=1)
 
 COLUMNS = {
     "quant": "quant",
+    "prompt_tokens": "prompt",
     "batch_size": "batch",
     "prefill_tokens_per_s": "prefill tok/s",
     "decode_tokens_per_s": "decode tok/s",
+    "output_tokens_per_s": "all tok/s",
     "first_token_seconds_p50": "first token ms",
     "decode_step_seconds_p50": "step ms p50",
     "decode_step_seconds_p99": "p99",
+    "floor_seconds": "floor ms",
+    "floor_share": "share",
     "parameter_bytes": "weights MiB",
     "peak_memory_bytes": "peak MiB",
 }
@@ -30,23 +35,39 @@ COLUMNS = {
 
 @click.command("bench", cls=GroupedCommand, context_settings={"max_content_width": 100})
 @option(MODEL, "--model", metavar="FOLDER|HUB_ID", help="Checkpoint; without it, the demo.")
+@option(MODEL, "--config", metavar="NAME|FILE", default="",
+        help="Random weights for a published model such as qwen2-7b, or for a config.json, "
+        "instead of a checkpoint.")  # fmt: skip
 @option(MODEL, "--plugin", metavar="NAME", help="Model family's plugin.")
 @option(MODEL, "--quant", "schemes", metavar="NAME", multiple=True, default=["auto"],
         show_default=True, help="Scheme to measure. Can be repeated.")  # fmt: skip
 @option(MODEL, "--backend", metavar="NAME", default="dynamic", show_default=True,
         help="What runs the model.")  # fmt: skip
-@option(MODEL, "--device", metavar="NAME", default="auto", show_default=True, help="auto or cpu.")
+@option(
+    MODEL,
+    "--device",
+    metavar="NAME",
+    default="auto",
+    show_default=True,
+    help="auto, cpu, gpu, gpu:1",
+)
 @option(MODEL, "--dtype", default="auto", show_default=True, help="Precision of the parameters.")
+@option(MODEL, "--kv-cache-dtype", metavar="NAME", default="auto", show_default=True,
+        help="auto (the scheme's), int8 or fp8.")  # fmt: skip
 @option(MODEL, "--threads", type=click.IntRange(min=0), default=0,
         help="Threads to compute with.")  # fmt: skip
 @option(MODEL, "--require-kernels", is_flag=True,
         help="Fail rather than measure the slow reference operators.")  # fmt: skip
-@option(WORK, "--prompt-tokens", type=COUNT, default=128, show_default=True,
-        help="Random tokens in each prompt.")  # fmt: skip
+@option(WORK, "--prompt-tokens", type=COUNT, multiple=True, default=[128], show_default=True,
+        help="Random tokens in each prompt. Can be repeated.")  # fmt: skip
 @option(WORK, "--output-tokens", type=COUNT, default=64, show_default=True,
         help="Tokens to generate for each.")  # fmt: skip
 @option(WORK, "--batch-size", "batch_sizes", type=COUNT, multiple=True, default=[1],
         show_default=True, help="Requests at a time. Can be repeated.")  # fmt: skip
+@option(WORK, "--requests", type=click.IntRange(min=0), default=0,
+        help="Of a run, as many at a time as the batch size; by default that many.")  # fmt: skip
+@option(WORK, "--max-batch-tokens", type=click.IntRange(min=0), default=0,
+        help="Most tokens of a step; by default the device's: see run.")  # fmt: skip
 @option(WORK, "--repeat", type=COUNT, default=3, show_default=True,
         help="Runs counted, after one that is not.")  # fmt: skip
 @option("Output", "--json", "as_json", is_flag=True, help="Print a JSON list of records.")
@@ -55,12 +76,15 @@ def command(schemes: tuple[str, ...], as_json: bool, plot: str | None, **options
     """Measure prefill and decode speed, time to the first token, and memory.
 
     Prompts are random tokens, answers are greedy and of a fixed length. Figures are medians over
-    the counted runs; percentiles are over all of them. Speeds are of the whole batch.
+    the counted runs; percentiles are over all of them. Speeds are of the whole batch. The floor
+    is the least a step's memory takes to be read, at the speed measured in the same run.
     """
     from qinfer.core.bench import BenchSettings, measure_all
 
     if plot:
         pyplot()  # before the work, not after it
+    if options.get("model") and options["config"]:
+        raise UsageError("--model and --config exclude each other", remedy="Give one of them.")
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     settings = BenchSettings(**given)
     records = measure_all(settings, schemes, lambda text: click.echo(text, err=True))
@@ -79,6 +103,8 @@ def _cell(record: dict[str, Any], key: str) -> str:
     value = record[key]
     if value is None or isinstance(value, str):
         return value or "-"
+    if key.endswith("_share"):
+        return f"{value:.0%}"
     if key.endswith("_bytes"):
         return f"{value / 2**20:,.0f}"
     if "seconds" in key:

@@ -104,7 +104,7 @@ def gpu_findings() -> Iterator[Finding]:
         yield warning("gpu operators", f"cannot be built: {error.message}", error.remedy)
         return
     when = "at first use, which takes about a minute, or by qinfer build-ops --device gpu"
-    value = f"built at {plan.library}" if plan.is_built else f"not built yet; built {when}"
+    value = f"built at {plan.library}" if plan.is_built else f"{plan.reason}; built {when}"
     yield Finding(name="gpu operators", value=value)
 
 

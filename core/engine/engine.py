@@ -49,7 +49,7 @@ class Engine:
         hooks: Hooks,
     ) -> None:
         self.runner, self.tokenizer, self.hooks, self.limits = runner, tokenizer, hooks, limits
-        self.block_size = cache.block_size
+        self.cache, self.block_size = cache, cache.block_size
         self.pool = BlockPool(cache.num_blocks)
         self.scheduler = Scheduler(
             self.pool, cache.block_size, run.max_num_seqs, run.max_batch_tokens

@@ -10,6 +10,7 @@ import numpy as np
 import paddle
 
 from qinfer.core.device import place
+from qinfer.core.machine import usable_cores
 from qinfer.core.progress import TerminalProgress
 from qinfer.core.protocols import Model
 from qinfer.core.specs import BackendPlugin, hookimpl
@@ -32,6 +33,7 @@ from qinfer.cuda_ops.cuda import use_cuda
 from qinfer.cuda_ops.graphs import Card
 from qinfer.cuda_ops.native import use_native
 from qinfer.cuda_ops.record import recorder as operator_recorder
+from qinfer.plugins.backends.bandwidth import ReadBandwidth
 from qinfer.plugins.backends.graphed import GraphRunner
 from qinfer.plugins.backends.recorded import Logits, RecordedSteps, on_device
 
@@ -127,6 +129,10 @@ class DynamicRunner:
             raise RuntimeError("the runner has been closed")
         with paddle.no_grad():
             return self._compute(batch)[0].numpy()
+
+    def read_bandwidth(self) -> float:
+        """Bytes a second that this processor reads from memory, measured now."""
+        return ReadBandwidth(usable_cores()).measure()
 
     def close(self) -> None:
         """Drop the model and the cache."""

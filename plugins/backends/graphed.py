@@ -14,6 +14,7 @@ from qinfer.core.device import place
 from qinfer.core.protocols import Model
 from qinfer.core.types import CacheSpec, LayerCache, SamplingInput, StepInput, StepOutput
 from qinfer.cuda_ops.cuda import empty
+from qinfer.cuda_ops.cuda_bandwidth import read_bandwidth
 from qinfer.cuda_ops.graphs import Card
 from qinfer.cuda_ops.ops import choose_tokens
 from qinfer.plugins.backends.step_graph import StepGraph, StepSize, decode_sizes, prompt_size
@@ -60,6 +61,10 @@ class GraphRunner:
                 return StepOutput(token_ids=graph.tokens(batch))
             padded = _padded(sampling, size.sequences)
             return self._choose(graph.logits(batch), padded, len(batch.logit_rows))
+
+    def read_bandwidth(self) -> float:
+        """Bytes a second that the card reads from its memory, measured now."""
+        return read_bandwidth(self.card)
 
     def close(self) -> None:
         """Drop the model, the cache and the graphs."""

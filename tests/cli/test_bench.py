@@ -47,7 +47,26 @@ def test_the_table_has_a_row_for_each(folder):
     assert done.exception is None
     heading, row = done.stdout.splitlines()
     assert heading.startswith("quant")
-    assert row.split()[:2] == ["none", "1"]
+    assert row.split()[:3] == ["none", "40", "1"]
+
+
+def test_a_config_with_random_weights(folder, tmp_path):
+    """Through the real loading, in the bytes of its shapes."""
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(tiny.CASES["moe"].config | {"torch_dtype": "bfloat16"}))
+    done = bench("--config", str(config), "--quant", "wint8", "--prompt-tokens", "20",
+                 "--prompt-tokens", "9", "--requests", "5", "--batch-size", "2", "--json",
+                 "--output-tokens", "4", "--repeat", "1", "--device", "cpu")  # fmt: skip
+    assert done.exception is None
+    records = json.loads(done.stdout)
+    assert [(r["prompt_tokens"], r["batch_size"], r["requests"]) for r in records] == [
+        (20, 2, 5), (9, 2, 5),
+    ]  # fmt: skip
+    for record in records:
+        assert record["model"] == str(config)
+        assert record["decode_tokens_per_s"] is None
+        assert record["output_tokens_per_s"] > 0
+        assert record["floor_seconds"] * record["read_bytes_per_s"] > record["parameter_bytes"] / 4
 
 
 def test_one_output_token_has_no_decode_speed(folder):
@@ -61,10 +80,13 @@ def test_one_output_token_has_no_decode_speed(folder):
         (["--quant", "wint9"], 2, "no quant plugin"),
         (["--prompt-tokens", "600"], 2, "do not fit"),
         (["--model", "/nowhere/at/all"], 5, "no folder"),
+        (["--model", "x", "--config", "qwen2-7b"], 2, "exclude each other"),
+        (["--config", "qwen9"], 2, "no published configuration"),
     ],
 )
 def test_errors_of_the_measuring_process_keep_their_code(folder, arguments, code, words):
-    given = arguments if "--model" in arguments else ["--model", folder, *arguments]
+    named = {"--model", "--config"} & set(arguments)
+    given = arguments if named else ["--model", folder, *arguments]
     done = bench(*given)
     assert isinstance(done.exception, QinferError)
     assert done.exception.exit_code == code

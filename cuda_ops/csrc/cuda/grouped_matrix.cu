@@ -6,34 +6,47 @@
 namespace qinfer::cuda {
 namespace {
 
-constexpr int kThreads = 128, kChannels = 256;
-constexpr int kRows = kMatrixTile, kN = kRows / 8;  // rows by eights
-constexpr int kM = kChannels / 4 / 16;              // a warp's channels by sixteens
+constexpr int kThreads = 128, kChannels = 256, kRows = kMatrixTile;
+constexpr int kN = kRows / 8;           // rows by eights
+constexpr int kM = kChannels / 4 / 16;  // a warp's channels by sixteens
 
 __device__ __forceinline__ void copy16(uint32_t to, const void* from, bool inside) {
   const int bytes = inside ? 16 : 0;  // what is not read is filled with zeros
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes));
 }
 
-// Shared memory of one step: 64 bytes of each channel, and the inputs that meet them.
+// Shared memory of one step: 64 or 128 bytes of each channel, and the inputs of the rows that
+// meet them. Pieces of sixteen bytes change places in every second row, where two rows would
+// otherwise meet in one bank.
 template <Format F>
 struct Layout {
   static constexpr int kNumbers = Held<F>::kNumbers;
-  static constexpr int kInputs = 4 * kNumbers;      // of a step
-  static constexpr int kChunks = kInputs * 2 / 16;  // of a row of inputs
-  static constexpr int kWeights = kChannels * 64, kStage = kWeights + kRows * kChunks * 16;
-  static constexpr int kStages = F == Format::kInt4 ? 3 : 4;
-  // A row's chunks change places in every second row where two rows would meet in one bank.
-  static __device__ __forceinline__ int at(int row, int chunk) {
-    return kWeights + row * kChunks * 16 + (kChunks > 4 ? chunk ^ (row & 1) : chunk) * 16;
+  static constexpr int kSub = F == Format::kPlain ? 2 : 1;  // steps of 64 bytes at a time
+  static constexpr int kInputs = 4 * kNumbers * kSub;
+  static constexpr int kPieces = kInputs * 2 / 16;  // of a row of inputs
+  static constexpr int kRow = 64 * kSub, kWeights = kChannels * kRow;
+  static constexpr int kStage = kWeights + kRows * kPieces * 16;
+  static constexpr int kStages = F == Format::kPlain ? 2 : F == Format::kInt4 ? 3 : 4;
+  static __device__ __forceinline__ int weight_at(int row, int piece) {
+    return row * kRow + (piece ^ (kSub > 1 ? (row & 1) * 4 : 0)) * 16;
   }
+  static __device__ __forceinline__ int input_at(int row, int piece) {
+    const int moved = F == Format::kPlain ? (kSub > 1 ? (row & 1) * 4 : 0) : row & 1;
+    return kWeights + (row * kPieces + (piece ^ moved)) * 16;
+  }
+};
+
+// The pairs of a tile (negative: none) and the scales of their inputs.
+struct Rows {
+  int pair[kRows];
+  float scale[kRows];
 };
 
 template <class T, Format F, bool Groups>
 struct Matrix {
   using L = Layout<F>;
-  static constexpr int kParts = Groups ? L::kInputs / 64 : 1;
-  static constexpr int kEach = L::kNumbers / 4 / kParts;  // instructions of a part
+  static constexpr int kParts = Groups ? 4 * L::kNumbers / 64 : 1;  // of 64 inputs, in 64 bytes
+  static constexpr int kEach = L::kNumbers / 4 / kParts;            // instructions of a part
 
   const Grouped& p;
   const Tile tile;
@@ -42,62 +55,69 @@ struct Matrix {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
   const int64_t bytes;
   const int64_t first_channel;
-  const uint8_t* weights;  // this thread's first row of them, and its chunk
-  const T* inputs[kRows * L::kChunks / kThreads];
+  const uint8_t* weights;
+  const Rows& rows;
+  const T* inputs[kRows * L::kPieces / kThreads];  // of the rows this thread copies from
   float sums[kM][kN][4] = {};
 
-  __device__ Matrix(const Grouped& given, const Tile& mine, uint8_t* shared)
+  __device__ Matrix(const Grouped& given, const Tile& mine, uint8_t* shared, const Rows& its)
       : p(given),
         tile(mine),
         base(static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
         memory(shared),
         bytes(row_bytes<F>(given.in)),
-        first_channel(int64_t(blockIdx.y) * kChannels) {
+        first_channel(int64_t(blockIdx.y) * kChannels),
+        rows(its) {
     weights = static_cast<const uint8_t*>(p.weight) + tile.expert * p.out * bytes;
 #pragma unroll
-    for (int i = 0; i < kRows * L::kChunks / kThreads; ++i)
-      inputs[i] = inputs_of<T>(p, pair_of(p, tile, (i * kThreads + threadIdx.x) / L::kChunks));
+    for (int i = 0; i < kRows * L::kPieces / kThreads; ++i)
+      inputs[i] = inputs_of<T>(p, rows.pair[(i * kThreads + threadIdx.x) / L::kPieces]);
   }
 
   __device__ __forceinline__ void load(int step, int stage) const {
     const uint32_t to = base + stage * L::kStage;
-    const int64_t at = int64_t(step) * 64 + threadIdx.x % 4 * 16;
+    constexpr int kEach = L::kRow / 16;  // pieces of a channel
+    const int piece = threadIdx.x % kEach;
+    const int64_t at = int64_t(step) * L::kRow + piece * 16;
 #pragma unroll
-    for (int i = 0; i < kChannels * 4 / kThreads; ++i) {
-      const int row = (i * kThreads + threadIdx.x) / 4;
+    for (int i = 0; i < kChannels * kEach / kThreads; ++i) {
+      const int row = (i * kThreads + threadIdx.x) / kEach;
       const int64_t channel = min(first_channel + row, p.out - 1);
-      copy16(to + row * 64 + threadIdx.x % 4 * 16, weights + channel * bytes + at, at < bytes);
+      copy16(to + L::weight_at(row, piece), weights + channel * bytes + at, at < bytes);
     }
 #pragma unroll
-    for (int i = 0; i < kRows * L::kChunks / kThreads; ++i) {
-      const int index = i * kThreads + threadIdx.x, chunk = index % L::kChunks;
-      const int64_t input = int64_t(step) * L::kInputs + chunk * 8;
+    for (int i = 0; i < kRows * L::kPieces / kThreads; ++i) {
+      const int index = i * kThreads + threadIdx.x, own = index % L::kPieces;
+      const int64_t input = int64_t(step) * L::kInputs + own * 8;
       const bool inside = inputs[i] && input < p.in;
-      copy16(to + L::at(index / L::kChunks, chunk), inside ? inputs[i] + input : p.x, inside);
+      copy16(to + L::input_at(index / L::kPieces, own), inside ? inputs[i] + input : p.x, inside);
     }
   }
 
-  // The words of row n * 8 + g that meet instructions First to First + kEach of a step.
-  template <int Part>
+  // The words of row n * 8 + g that meet the instructions of a part.
+  template <int Sub, int Part>
   __device__ __forceinline__ void words(const uint8_t* stage, int n,
                                         uint32_t (&to)[2 * kEach]) const {
 #pragma unroll
     for (int i = 0; i < kEach / 2; ++i) {
       const int at = Part * kEach / 2 + i;
-      const int chunk = F == Format::kInt4 ? at / 2 * 8 + 2 * t + at % 2 : L::kNumbers / 8 * t + at;
-      const uint4 v = *reinterpret_cast<const uint4*>(stage + L::at(n * 8 + g, chunk));
+      const int piece =
+          F == Format::kInt4 ? at / 2 * 8 + 2 * t + at % 2 : L::kNumbers / 8 * (Sub * 4 + t) + at;
+      const uint4 v = *reinterpret_cast<const uint4*>(stage + L::input_at(n * 8 + g, piece));
       to[4 * i] = v.x, to[4 * i + 1] = v.y, to[4 * i + 2] = v.z, to[4 * i + 3] = v.w;
     }
   }
 
-  template <int Part>
+  template <int Sub, int Part>
   __device__ __forceinline__ void add(const uint8_t* stage, int step) {
     uint32_t a[kM][kEach][4];
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
-      const uint8_t* row = stage + ((warp * kM + m) * 16 + g) * 64 + t * 16;
-      const uint4 low = *reinterpret_cast<const uint4*>(row);
-      const uint4 high = *reinterpret_cast<const uint4*>(row + 8 * 64);
+      const int row = (warp * kM + m) * 16 + g;
+      const auto piece = [&](int at) {
+        return *reinterpret_cast<const uint4*>(stage + L::weight_at(at, Sub * 4 + t));
+      };
+      const uint4 low = piece(row), high = piece(row + 8);
 #pragma unroll
       for (int i = 0; i < kEach; ++i) {
         operands<T, F>(low, Part * kEach + i, a[m][i][0], a[m][i][2]);
@@ -106,36 +126,37 @@ struct Matrix {
     }
     float scale[kM][2];
     if constexpr (Groups) {
-      const int64_t input = min(int64_t(step) * L::kInputs + Part * 64, p.in - 1);
+      const int64_t at = (int64_t(step) * L::kSub + Sub) * 4 * L::kNumbers + Part * 64;
 #pragma unroll
       for (int m = 0; m < kM; ++m)
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const int64_t channel =
               min(first_channel + (warp * kM + m) * 16 + half * 8 + g, p.out - 1);
-          scale[m][half] = __ldg(scales_of(p, tile.expert, channel) + input / p.group);
+          scale[m][half] = __ldg(scales_of(p, tile.expert, channel) + min(at, p.in - 1) / p.group);
         }
     }
 #pragma unroll
     for (int n = 0; n < kN; ++n) {
-      if (n * 8 >= tile.count) break;
       uint32_t b[2 * kEach];
-      words<Part>(stage, n, b);
+      words<Sub, Part>(stage, n, b);
+      float some[kM][4] = {};
+      // Sixteen channels after the other, as an instruction waits for the one whose sum it adds to.
 #pragma unroll
-      for (int m = 0; m < kM; ++m) {
-        float some[4] = {};
+      for (int i = 0; i < kEach; ++i)
 #pragma unroll
-        for (int i = 0; i < kEach; ++i)
-          multiply<T>(Groups ? some : sums[m][n], a[m][i], b[2 * i], b[2 * i + 1]);
-        if constexpr (Groups)
+        for (int m = 0; m < kM; ++m)
+          multiply<T>(Groups ? some[m] : sums[m][n], a[m][i], b[2 * i], b[2 * i + 1]);
+      if constexpr (Groups)
 #pragma unroll
-          for (int i = 0; i < 4; ++i) sums[m][n][i] += some[i] * scale[m][i / 2];
-      }
+        for (int m = 0; m < kM; ++m)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) sums[m][n][i] += some[m][i] * scale[m][i / 2];
     }
   }
 
   __device__ __forceinline__ void run() {
-    const int steps = static_cast<int>((bytes + 63) / 64);
+    const int steps = static_cast<int>((bytes + L::kRow - 1) / L::kRow);
 #pragma unroll
     for (int s = 0; s < L::kStages - 1; ++s) {
       if (s < steps) load(s, s);
@@ -148,8 +169,9 @@ struct Matrix {
       if (ahead < steps) load(ahead, ahead % L::kStages);
       asm volatile("cp.async.commit_group;");
       const uint8_t* stage = memory + step % L::kStages * L::kStage;
-      add<0>(stage, step);
-      if constexpr (kParts > 1) add<1>(stage, step);
+      add<0, 0>(stage, step);
+      if constexpr (kParts > 1) add<0, 1>(stage, step);
+      if constexpr (L::kSub > 1) add<1, 0>(stage, step);
     }
     asm volatile("cp.async.wait_group 0;" ::: "memory");
     __syncthreads();
@@ -160,23 +182,26 @@ struct Matrix {
     constexpr int kPitch = kChannels + 8;
     T* out = reinterpret_cast<T*>(memory);
 #pragma unroll
-    for (int n = 0; n < kN; ++n)
+    for (int m = 0; m < kM; ++m)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int row = n * 8 + t * 2 + i % 2, pair = pair_of(p, tile, row);
-        if (pair < 0) continue;
+      for (int half = 0; half < 2; ++half) {
+        const int own = (warp * kM + m) * 16 + half * 8 + g;
+        const int64_t channel = min(first_channel + own, p.out - 1);
+        const float scale = p.scale && !p.group ? p.scale[tile.expert * p.out + channel] : 1.0f;
+        const float bias = p.bias ? number(static_cast<const T*>(p.bias)[channel]) : 0.0f;
 #pragma unroll
-        for (int m = 0; m < kM; ++m) {
-          const int channel = (warp * kM + m) * 16 + i / 2 * 8 + g;
-          if (first_channel + channel < p.out)
-            out[row * kPitch + channel] =
-                T(finished<T>(p, tile.expert, first_channel + channel, pair, sums[m][n][i]));
-        }
+        for (int n = 0; n < kN; ++n)
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            const int row = n * 8 + t * 2 + i;
+            const float sum = sums[m][n][half * 2 + i] * rows.scale[row];
+            out[row * kPitch + own] = T(sum * scale + bias);
+          }
       }
     __syncthreads();
     const int width = static_cast<int>(min(int64_t(kChannels), p.out - first_channel));
     for (int row = warp; row < tile.count; row += kThreads / 32) {
-      T* to = static_cast<T*>(p.y) + pair_of(p, tile, row) * p.out + first_channel;
+      T* to = static_cast<T*>(p.y) + rows.pair[row] * p.out + first_channel;
       const T* from = out + row * kPitch;
       if (p.out % 8 == 0) {
         for (int i = lane * 8; i < width; i += 256)
@@ -195,7 +220,14 @@ __global__ void __launch_bounds__(kThreads, 2) matrix_kernel(const Grouped p) {
   wait_for_previous();
   const Tile tile = tile_of(p, blockIdx.x, kRows);
   if (tile.count <= 0) return;
-  Matrix<T, F, Groups> matrix(p, tile, memory);
+  __shared__ Rows rows;
+  if (threadIdx.x < kRows) {
+    const int pair = pair_of(p, tile, threadIdx.x);
+    rows.pair[threadIdx.x] = pair;
+    rows.scale[threadIdx.x] = p.x_scale && pair >= 0 ? p.x_scale[pair / p.repeats] : 1.0f;
+  }
+  __syncthreads();
+  Matrix<T, F, Groups> matrix(p, tile, memory, rows);
   matrix.run();
   matrix.finish();
 }

@@ -98,21 +98,16 @@ struct Stream {
 
   __device__ __forceinline__ void run() {
     const int steps = static_cast<int>((bytes + 63) / 64);
-    constexpr int kStride = W * U;
-    Loaded now, next;
-    int at = warp * U;
-    load(now, at);
-    for (; at < steps; at += 2 * kStride) {
-      load(next, at + kStride);
+    Loaded now;
+    for (int at = warp * U; at < steps; at += W * U) {
+      load(now, at);
       add(now, at);
-      load(now, at + 2 * kStride);
-      add(next, at + kStride);
     }
   }
 };
 
-template <class T, Format F, bool Groups, int W, int U>
-__global__ void __launch_bounds__(W * 32, (Groups ? 16 : 24) / W) stream_kernel(const Grouped p) {
+template <class T, Format F, bool Groups, int W, int U, int B>
+__global__ void __launch_bounds__(W * 32, B) stream_kernel(const Grouped p) {
   __shared__ float shared[W][128];
   let_next_start();
   wait_for_previous();
@@ -136,14 +131,13 @@ __global__ void __launch_bounds__(W * 32, (Groups ? 16 : 24) / W) stream_kernel(
   }
 }
 
+// Measured (benchmarks/gpu/NOTES.md): many small blocks hide more than loads ahead of their use.
 template <class T, Format F, bool Groups>
 void run(const Grouped& p, cudaStream_t stream) {
-  constexpr int kU = Groups && F == Format::kInt4 ? 1 : 2;
-  const dim3 grid(p.num_tiles, (p.out + 15) / 16);
-  if (row_bytes<F>(p.in) >= 8 * 2 * kU * 64)
-    launch(stream_kernel<T, F, Groups, 8, kU>, grid, 256, 0, stream, p);
-  else
-    launch(stream_kernel<T, F, Groups, 4, kU>, grid, 128, 0, stream, p);
+  constexpr int kW = 4, kU = F == Format::kPlain ? 4 : F == Format::kInt4 ? 1 : 2;
+  constexpr int kBlocks = F == Format::kPlain || (Groups && F != Format::kInt4) ? 5 : 8;
+  launch(stream_kernel<T, F, Groups, kW, kU, kBlocks>, dim3(p.num_tiles, (p.out + 15) / 16),
+         kW * 32, 0, stream, p);
 }
 
 template <class T>

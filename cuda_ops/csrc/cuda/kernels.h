@@ -22,6 +22,7 @@ bool is_sm90();         // 9.0 itself: the matrix units of hopper.cuh
 void gather_rows(const void* table, const int64_t* rows, void* out, int64_t count, int64_t limit,
                  int64_t bytes, cudaStream_t stream);
 void silu_gate(Type type, const void* x, void* y, int64_t rows, int64_t width, cudaStream_t stream);
+void read_memory(const void* x, int64_t bytes, unsigned* sum, cudaStream_t stream);
 void to_float32(Type type, const void* x, float* y, int64_t count, cudaStream_t stream);
 
 // y = norm(x + residual) * weight, total = x + residual; residual and total null: y = norm(x).

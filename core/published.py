@@ -9,12 +9,15 @@ against each other: a total is the sum of tensors of exactly these shapes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
+
+from qinfer.core.errors import UsageError
 
 
 @dataclass(frozen=True)
 class Published:
-    """``total``: parameters. ``context``: tokens the model may run with."""
+    """``config``: its config.json. ``total``: parameters."""
 
     name: str
     config: dict[str, Any]
@@ -158,3 +161,15 @@ MODELS = [
         235093634560,
     ),
 ]
+
+
+def find(name: str) -> Published:
+    """The model of that name, in capitals or not. Raises UsageError with the nearest names."""
+    known = {part.lower(): model for model in MODELS for part in model.name.split(", ")}
+    if found := known.get(name.lower()):
+        return found
+    near = get_close_matches(name.lower(), known, 3, 0.5) or known
+    raise UsageError(
+        f"no published configuration is called {name!r}",
+        remedy=f"Use one of {', '.join(near)}, or the path of a config.json.",
+    )
