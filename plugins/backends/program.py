@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -20,7 +19,7 @@ from qinfer.core.errors import BadCheckpoint, QinferError, Unsupported
 from qinfer.core.machine import usable_cores
 from qinfer.core.protocols import Model
 from qinfer.core.types import CacheSpec, LayerCache, RunConfig, StepInput
-from qinfer.cuda_ops.trace import cache_name, cache_tensors, trace
+from qinfer.cuda_ops.trace import cache_name, cache_tensors, static_mode, trace
 
 PROGRAM, PARAMETERS = "program.json", "parameters.safetensors"
 
@@ -41,20 +40,15 @@ def save(model: Model, cache: CacheSpec, folder: Path) -> None:
             remedy="A model must compute with operators alone and read no tensor's values; "
             "--backend dynamic runs others.",
         ) from error
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Paddle wonders at a program without its own parameters
-        paddle.enable_static()
-        try:
-            paddle.static.save_inference_model(
-                str(folder / Path(PROGRAM).stem),
-                list(traced.inputs),
-                [traced.logits],
-                paddle.static.Executor(paddle.CPUPlace()),
-                program=traced.program,
-                skip_prune_program=True,  # writing to the cache is the result of some operators
-            )
-        finally:
-            paddle.disable_static()
+    with static_mode():
+        paddle.static.save_inference_model(
+            str(folder / Path(PROGRAM).stem),
+            list(traced.inputs),
+            [traced.logits],
+            paddle.static.Executor(paddle.CPUPlace()),
+            program=traced.program,
+            skip_prune_program=True,  # writing to the cache is the result of some operators
+        )
     pending = [_pending(name, tensor) for name, tensor in traced.parameters.items()]
     # Those that keep the next one aligned first.
     write_tensors(folder / PARAMETERS, sorted(pending, key=lambda one: one.nbytes % ALIGNED != 0))
