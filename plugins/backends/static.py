@@ -50,6 +50,12 @@ class Static(Dynamic):
     def configure(self, run: RunConfig) -> None:
         """Choose the operators: those an exported model needs, or as ``dynamic`` does."""
         if run.operators == REFERENCE:
+            if run.require_kernels:
+                raise Unsupported(
+                    "the exported model computes with the reference operators",
+                    remedy="Leave out --require-kernels, or export the checkpoint again where "
+                    "there is a C++ compiler.",
+                )
             use(REFERENCE)
             set_recorder(None)
             self.operators = "operators: reference (the exported program's)"
