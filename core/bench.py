@@ -36,7 +36,7 @@ class BenchSettings:
     config: str = ""
     plugin: str = ""
     quant: str = "auto"
-    backend: str = "dynamic"
+    backend: str = "auto"
     device: str = "auto"
     dtype: str = "auto"
     kv_cache_dtype: str = "auto"
@@ -83,7 +83,7 @@ def measure(settings: BenchSettings) -> list[dict[str, Any]]:
             "model": settings.config or llm.label,
             "plugin": llm.plugin,
             "quant": llm.quant,
-            "backend": settings.backend,
+            "backend": llm.loaded.run.backend,
             "device": f"{llm.loaded.device.label} {llm.loaded.device.name}",
             "operators": " ".join(llm.header),
             "load_seconds": time.perf_counter() - begin,
@@ -142,8 +142,7 @@ def _floor(llm: LLM, size: int, context: int, step: float | None) -> dict[str, A
     if bandwidth is None:
         return {"read_bytes_per_s": None, "floor_seconds": None, "floor_share": None}
     loaded, speed = llm.loaded, bandwidth()
-    linears = loaded.hooks.linear_layers(loaded.config)
-    read = step_bytes(loaded.config, linears, loaded.plan, llm.engine.cache, size, context)
+    read = step_bytes(loaded.config, loaded.linears, loaded.plan, llm.engine.cache, size, context)
     floor = read / speed
     return {
         "read_bytes_per_s": speed,

@@ -12,7 +12,15 @@ from qinfer.core.discovery import PluginRecord
 from qinfer.core.errors import BadCheckpoint, Unsupported
 from qinfer.core.hooks import Hooks
 from qinfer.core.selection import choose_quant, detect_model, open_session, resolve
-from qinfer.core.types import CacheSpec, DeviceInfo, LoadStats, ModelConfig, QuantPlan, RunConfig
+from qinfer.core.types import (
+    CacheSpec,
+    DeviceInfo,
+    LinearSpec,
+    LoadStats,
+    ModelConfig,
+    QuantPlan,
+    RunConfig,
+)
 
 if TYPE_CHECKING:
     from qinfer.core.checkpoint.files import Checkpoint
@@ -36,6 +44,7 @@ class Prepared:
     config: ModelConfig
     device: DeviceInfo
     generation: Mapping[str, Any]
+    linears: Sequence[LinearSpec]
     checkpoint: Checkpoint
     loading: LoadPlan
     plan: QuantPlan
@@ -53,6 +62,7 @@ class LoadedModel:
     config: ModelConfig
     device: DeviceInfo
     generation: Mapping[str, Any]
+    linears: Sequence[LinearSpec]
     model: Any
     plan: QuantPlan
     stats: LoadStats
@@ -102,7 +112,8 @@ def prepare(run: RunConfig, selected: Selected, folder: Path) -> Prepared:
             run.max_model_len or config.max_position_embeddings, config.max_position_embeddings
         ),
     )
-    plan = hooks.plan_quant(config, hooks.linear_layers(config), device)
+    linears = hooks.linear_layers(config)
+    plan = hooks.plan_quant(config, linears, device)
     if run.random_weights:
         files: Checkpoint = RandomCheckpoint(folder, hooks.weight_rules(config), config.dtype)
     else:
@@ -119,6 +130,7 @@ def prepare(run: RunConfig, selected: Selected, folder: Path) -> Prepared:
         config=config,
         device=device,
         generation=generation,
+        linears=linears,
         checkpoint=checkpoint,
         loading=loading,
         plan=plan,
@@ -160,6 +172,7 @@ def read_model(prepared: Prepared, progress: Progress) -> LoadedModel:
         config=config,
         device=prepared.device,
         generation=prepared.generation,
+        linears=prepared.linears,
         model=model,
         plan=prepared.plan,
         stats=stats,

@@ -158,18 +158,20 @@ def _attend_in_a_loop(
     window: int,
 ) -> Tensor:
     """The same in a program, where how many sequences there are is not known yet."""
+    # All numbers of one type, or Paddle tells of every conversion.
+    starts, lengths = query_starts.astype("int64"), seq_lens.astype("int64")
 
     def attend(row: Tensor, done: Tensor) -> list[Tensor]:
-        start, end = paddle.gather(query_starts, row), paddle.gather(query_starts, row + 1)
+        start, end = paddle.gather(starts, row), paddle.gather(starts, row + 1)
         own = paddle.slice(queries, [0], [start], [end])
-        blocks, length = paddle.gather(block_tables, row)[0], paddle.gather(seq_lens, row)
+        blocks, length = paddle.gather(block_tables, row)[0], paddle.gather(lengths, row)
         mixed = _attend_one(own, cache, blocks, length, scale, window)
         return [row + 1, paddle.scatter(done, paddle.arange(start, end), mixed)]
 
     def is_left(row: Tensor, done: Tensor) -> Tensor:
-        return row < paddle.shape(seq_lens)[0]
+        return row < paddle.numel(seq_lens)
 
-    begin = [paddle.zeros([1], "int32"), paddle.zeros_like(queries).flatten(1)]
+    begin = [paddle.zeros([1], "int64"), paddle.zeros_like(queries).flatten(1)]
     return paddle.static.nn.while_loop(is_left, attend, begin)[1]
 
 
@@ -204,7 +206,7 @@ def _attend_one(
 
 def _hidden(queries: Tensor, length: int | Tensor, window: int) -> Tensor:
     """What is added to scores [n, length]: -inf for the keys a query must not see."""
-    count = queries.shape[0] if paddle.in_dynamic_mode() else paddle.shape(queries)[0]
+    count = queries.shape[0] if paddle.in_dynamic_mode() else paddle.shape(queries)[:1]
     own = paddle.arange(length - count, length).unsqueeze(1)
     keys = paddle.arange(length).unsqueeze(0)
     is_hidden = keys > own

@@ -8,6 +8,7 @@ weights are the tensors that reach an operator.
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -67,7 +68,7 @@ def trace(model: Callable[[StepInput, Sequence[LayerCache]], Any], cache: CacheS
         return symbols[key]
 
     program = paddle.static.Program()
-    with _static_mode(), paddle.static.program_guard(program), _arguments(symbol):
+    with static_mode(), paddle.static.program_guard(program), _arguments(symbol):
         step = {name: paddle.static.data(name, *kind) for name, kind in STEP.items()}
         layers = [_cache(cache, layer) for layer in range(cache.num_layers)]
         logits = model(StepInput(**step), layers)
@@ -106,10 +107,13 @@ def _cache(spec: CacheSpec, layer: int) -> LayerCache:
 
 
 @contextmanager
-def _static_mode() -> Iterator[None]:
+def static_mode() -> Iterator[None]:
+    """Paddle's calls make operators of a program instead of computing."""
     paddle.enable_static()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Paddle's own functions ask symbols for their place
+            yield
     finally:
         paddle.disable_static()
 

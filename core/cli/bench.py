@@ -41,7 +41,7 @@ COLUMNS = {
 @option(MODEL, "--plugin", metavar="NAME", help="Model family's plugin.")
 @option(MODEL, "--quant", "schemes", metavar="NAME", multiple=True, default=["auto"],
         show_default=True, help="Scheme to measure. Can be repeated.")  # fmt: skip
-@option(MODEL, "--backend", metavar="NAME", default="dynamic", show_default=True,
+@option(MODEL, "--backend", metavar="NAME", default="auto", show_default=True,
         help="What runs the model.")  # fmt: skip
 @option(
     MODEL,

@@ -68,6 +68,7 @@ def fill_folder(folder: Path, prepared: Prepared, progress: Progress) -> None:
         quant=maker(hooks, "quant"),
         backend=maker(hooks, "backend"),
         config=config,
+        linears=tuple(loaded.linears),
         plan=loaded.plan,
         cache=cache,
         needs=hooks.plan_export(loaded.run),

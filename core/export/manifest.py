@@ -12,7 +12,7 @@ from typing import Any
 from qinfer.core.checkpoint.json_file import read_json
 from qinfer.core.errors import BadCheckpoint, Unsupported
 from qinfer.core.export.codec import from_json, to_json
-from qinfer.core.types import CacheSpec, ExportNeeds, LoadStats, ModelConfig, QuantPlan
+from qinfer.core.types import CacheSpec, ExportNeeds, LinearSpec, LoadStats, ModelConfig, QuantPlan
 
 NAME = "qinfer.json"
 FORMAT = 1
@@ -61,6 +61,7 @@ class Manifest:
     quant: Maker
     backend: Maker
     config: ModelConfig
+    linears: tuple[LinearSpec, ...]
     plan: QuantPlan
     cache: CacheSpec
     needs: ExportNeeds

@@ -56,6 +56,7 @@ def open_exported(
         config=manifest.config,
         device=device,
         generation=generation_config(folder),
+        linears=manifest.linears,
         model=model,
         plan=manifest.plan,
         stats=stats,

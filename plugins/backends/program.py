@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import os
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from paddle import Tensor, inference
 
 from qinfer.core.arrays import numpy_dtype
-from qinfer.core.checkpoint.safetensors_file import map_tensor, read_entries
+from qinfer.core.checkpoint.safetensors_file import map_file
 from qinfer.core.checkpoint.write import ALIGNED, Pending, write_tensors
 from qinfer.core.device import GPU_TYPE, place
 from qinfer.core.errors import BadCheckpoint, QinferError, Unsupported
 from qinfer.core.machine import usable_cores
 from qinfer.core.protocols import Model
 from qinfer.core.types import CacheSpec, LayerCache, RunConfig, StepInput
-from qinfer.cuda_ops.trace import cache_name, cache_tensors, trace
+from qinfer.cuda_ops.trace import cache_name, cache_tensors, static_mode, trace
 
 PROGRAM, PARAMETERS = "program.json", "parameters.safetensors"
 
@@ -41,23 +41,29 @@ def save(model: Model, cache: CacheSpec, folder: Path) -> None:
             remedy="A model must compute with operators alone and read no tensor's values; "
             "--backend dynamic runs others.",
         ) from error
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Paddle wonders at a program without its own parameters
-        paddle.enable_static()
-        try:
-            paddle.static.save_inference_model(
-                str(folder / Path(PROGRAM).stem),
-                list(traced.inputs),
-                [traced.logits],
-                paddle.static.Executor(paddle.CPUPlace()),
-                program=traced.program,
-                skip_prune_program=True,  # writing to the cache is the result of some operators
-            )
-        finally:
-            paddle.disable_static()
+    with static_mode():
+        paddle.static.save_inference_model(
+            str(folder / Path(PROGRAM).stem),
+            list(traced.inputs),
+            [traced.logits],
+            paddle.static.Executor(paddle.CPUPlace()),
+            program=traced.program,
+            skip_prune_program=True,  # writing to the cache is the result of some operators
+        )
     pending = [_pending(name, tensor) for name, tensor in traced.parameters.items()]
     # Those that keep the next one aligned first.
     write_tensors(folder / PARAMETERS, sorted(pending, key=lambda one: one.nbytes % ALIGNED != 0))
+    _leave_to_the_disk(folder / PARAMETERS)
+
+
+def _leave_to_the_disk(path: Path) -> None:
+    """Let the system forget the file's pages: those of a file that was read can be mapped as huge
+    ones, those of one that was just written mostly not.
+    """
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 class StaticModel:
@@ -67,11 +73,10 @@ class StaticModel:
         """Map the parameters and load the program. Raises BadCheckpoint if Paddle cannot."""
         self._predictor = _predictor(folder / PROGRAM, run)
         self._names = frozenset(self._predictor.get_input_names())
-        held = read_entries(folder / PARAMETERS).values()
         self._parameters = [
-            _named(place(map_tensor(entry, own=True)), entry.name)
-            for entry in held
-            if entry.name in self._names
+            _named(place(array), name)
+            for name, array in map_file(folder / PARAMETERS).items()
+            if name in self._names
         ]
         self._cache: Sequence[LayerCache] = ()
         self._cache_inputs: list[Tensor] = []

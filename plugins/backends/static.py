@@ -7,7 +7,15 @@ from pathlib import Path
 from qinfer.core.errors import Unsupported
 from qinfer.core.protocols import Model
 from qinfer.core.specs import hookimpl
-from qinfer.core.types import CacheSpec, ExportNeeds, ModelConfig, PluginInfo, RunConfig
+from qinfer.core.types import (
+    CacheSpec,
+    DeviceInfo,
+    ExportNeeds,
+    ModelConfig,
+    PluginInfo,
+    RunConfig,
+    Support,
+)
 from qinfer.cuda_ops.arrangement import facts
 from qinfer.cuda_ops.record import set_recorder
 from qinfer.cuda_ops.table import REFERENCE, use, version_in_use
@@ -28,9 +36,26 @@ class Static(Dynamic):
     )
 
     @hookimpl
+    def probe(self, device: DeviceInfo) -> Support | None:
+        """No cards yet: the CUDA operators do not say what shapes their results have."""
+        if device.kind == "cpu":
+            return None
+        return Support(
+            ok=False,
+            reason="the operators of a GPU do not tell a program the shapes of their results yet",
+            remedy="Use --device cpu, or --backend dynamic.",
+        )
+
+    @hookimpl
     def configure(self, run: RunConfig) -> None:
         """Choose the operators: those an exported model needs, or as ``dynamic`` does."""
         if run.operators == REFERENCE:
+            if run.require_kernels:
+                raise Unsupported(
+                    "the exported model computes with the reference operators",
+                    remedy="Leave out --require-kernels, or export the checkpoint again where "
+                    "there is a C++ compiler.",
+                )
             use(REFERENCE)
             set_recorder(None)
             self.operators = "operators: reference (the exported program's)"

@@ -37,3 +37,9 @@ def export(checkpoint, tmp_path_factory):
         return output
 
     return make
+
+
+@pytest.fixture(scope="session")
+def exported(export):
+    """Not to be changed."""
+    return export("gqa", quant="wint8", max_model_len=96)

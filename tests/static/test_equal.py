@@ -11,10 +11,13 @@ from goldens import tiny
 from goldens.steps import Stepper
 from qinfer import LLM, SamplingParams
 from qinfer.core.errors import Unsupported
+from qinfer.core.export.codec import from_json, to_json
+from qinfer.core.loading import cache_layout
 from qinfer.core.progress import NoProgress
-from qinfer.core.session import cache_layout, load_model, select
-from qinfer.core.types import RunConfig
+from qinfer.core.session import load_model, select
+from qinfer.core.types import CacheSpec, RunConfig
 from qinfer.plugins.backends.dynamic import DynamicRunner
+from qinfer.plugins.backends.program import StaticModel, save
 
 FAMILIES = ["gqa", "qwen", "qwen3", "moe", "qwen3_moe", "window"]
 SCHEMES = ["none", "wint8", "wint4", "fp8", "a8w8", "a8w8c8"]
@@ -69,6 +72,17 @@ def test_reference_operators(checkpoint, export, monkeypatch, name, quant, kv_ca
     """In plain Paddle operators, which add in another order for another number of rows."""
     monkeypatch.setenv("QINFER_OPERATORS", "reference")
     assert assert_equal(checkpoint, export, name, quant, kv_cache_dtype) < 1e-5
+
+
+def test_static_scales_of_the_cache(checkpoint, tmp_path, rng):
+    loaded = opened(checkpoint("gqa"), dtype="float32", kv_cache_dtype="int8")
+    spec = cache_layout(loaded.hooks, loaded.config, loaded.plan, 16, "int8")
+    scales = rng.uniform(0.01, 0.04, (spec.num_layers, 2, spec.num_kv_heads)).astype(np.float32)
+    spec = from_json(CacheSpec, to_json(replace(spec, scales=scales)), "cache")
+    save(loaded.model, spec, tmp_path)
+    program = replace(loaded, model=StaticModel(tmp_path, loaded.run), cache=spec)
+    expected = logits(replace(loaded, cache=spec), tiny.CASES["gqa"], "int8")
+    assert np.array_equal(logits(program, tiny.CASES["gqa"], "int8"), expected)
 
 
 def test_reference_operators_cannot_have_e4m3_caches(export, monkeypatch):
