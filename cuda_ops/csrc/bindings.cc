@@ -4,6 +4,7 @@
 #include "cpu/attention.h"
 #include "cpu/experts.h"
 #include "cpu/linear.h"
+#include "cpu/pages.h"
 #include "cpu/rows.h"
 #include "cpu/sampling.h"
 #include "infer.h"
@@ -37,6 +38,7 @@ std::vector<Tensor> pack(const Tensor& weight, int64_t number) {
   Tensor packed =
       paddle::empty({qinfer::packed_bytes(format, out, in)}, DataType::UINT8, weight.place());
   qinfer::pack_weight(format, weight.data(), packed.data<uint8_t>(), out, in);
+  qinfer::prefer_huge_pages(packed.data(), packed.numel());
   return {packed};
 }
 

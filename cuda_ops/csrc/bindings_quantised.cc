@@ -5,6 +5,7 @@
 #include "cpu/columns.h"
 #include "cpu/experts.h"
 #include "cpu/linear.h"
+#include "cpu/pages.h"
 
 using namespace qinfer::binding;
 
@@ -27,6 +28,7 @@ std::vector<Tensor> pack_e4m3(const Tensor& weight) {
   const int64_t bytes = qinfer::packed_bytes(qinfer::Format::kE4M3, out, in);
   Tensor packed = paddle::empty(begins_with({out}, bytes), DataType::UINT8, weight.place());
   qinfer::pack_weight(qinfer::Format::kE4M3, weight.data(), packed.data<uint8_t>(), out, in);
+  qinfer::prefer_huge_pages(packed.data(), packed.numel());
   return {packed};
 }
 
@@ -81,6 +83,7 @@ std::vector<Tensor> pack_groups(const Tensor& weight, const Tensor& scale) {
                                 DataType::UINT8, weight.place());
   qinfer::pack_groups(bits, values, reinterpret_cast<char*>(packed.data<uint8_t>()), out, in,
                       groups);
+  qinfer::prefer_huge_pages(packed.data(), packed.numel());
   Tensor scales = paddle::empty(begins_with({out, groups}, qinfer::packed_scales(out, groups)),
                                 DataType::FLOAT32, scale.place());
   qinfer::pack_scales(floats(scale, "the scale"), scales.data<float>(), out, groups);
