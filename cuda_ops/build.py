@@ -110,7 +110,7 @@ def build(
 
     def fill(folder: Path) -> None:
         if progress is not None:
-            progress("Compiling the operators for this processor (once, about 15 seconds)")
+            progress("Compiling the operators for this processor (once, about half a minute)")
         _compile(plan, folder)
 
     try:

@@ -5,6 +5,8 @@
 #include "cpu/columns.h"
 #include "cpu/experts.h"
 #include "cpu/linear.h"
+#include "cpu/pages.h"
+#include "infer.h"
 
 using namespace qinfer::binding;
 
@@ -27,6 +29,7 @@ std::vector<Tensor> pack_e4m3(const Tensor& weight) {
   const int64_t bytes = qinfer::packed_bytes(qinfer::Format::kE4M3, out, in);
   Tensor packed = paddle::empty(begins_with({out}, bytes), DataType::UINT8, weight.place());
   qinfer::pack_weight(qinfer::Format::kE4M3, weight.data(), packed.data<uint8_t>(), out, in);
+  qinfer::prefer_huge_pages(packed.data(), packed.numel());
   return {packed};
 }
 
@@ -81,6 +84,7 @@ std::vector<Tensor> pack_groups(const Tensor& weight, const Tensor& scale) {
                                 DataType::UINT8, weight.place());
   qinfer::pack_groups(bits, values, reinterpret_cast<char*>(packed.data<uint8_t>()), out, in,
                       groups);
+  qinfer::prefer_huge_pages(packed.data(), packed.numel());
   Tensor scales = paddle::empty(begins_with({out, groups}, qinfer::packed_scales(out, groups)),
                                 DataType::FLOAT32, scale.place());
   qinfer::pack_scales(floats(scale, "the scale"), scales.data<float>(), out, groups);
@@ -182,13 +186,17 @@ PD_BUILD_OP(qinfer_pack_e4m3)
 PD_BUILD_OP(qinfer_linear_e4m3)
     .Inputs({"x", "packed", "scale", "input_scale", paddle::Optional("bias")})
     .Outputs({"y"})
-    .SetKernelFn(PD_KERNEL(linear_e4m3));
+    .SetKernelFn(PD_KERNEL(linear_e4m3))
+    .SetInferShapeFn(PD_INFER_SHAPE(qinfer::infer::scaled_linear))
+    .SetInferDtypeFn(PD_INFER_DTYPE(qinfer::infer::floats));
 
 PD_BUILD_OP(qinfer_linear_e4m3_blocks)
     .Inputs({"x", "packed", "scale", paddle::Optional("bias")})
     .Outputs({"y"})
     .Attrs({"block: int64_t"})
-    .SetKernelFn(PD_KERNEL(linear_e4m3_blocks));
+    .SetKernelFn(PD_KERNEL(linear_e4m3_blocks))
+    .SetInferShapeFn(PD_INFER_SHAPE(qinfer::infer::packed_linear))
+    .SetInferDtypeFn(PD_INFER_DTYPE(qinfer::infer::floats));
 
 PD_BUILD_OP(qinfer_pack_groups)
     .Inputs({"weight", "scale"})
@@ -198,30 +206,42 @@ PD_BUILD_OP(qinfer_pack_groups)
 PD_BUILD_OP(qinfer_linear_groups)
     .Inputs({"x", "packed", "scale", paddle::Optional("bias")})
     .Outputs({"y"})
-    .SetKernelFn(PD_KERNEL(linear_groups));
+    .SetKernelFn(PD_KERNEL(linear_groups))
+    .SetInferShapeFn(PD_INFER_SHAPE(qinfer::infer::scaled_linear))
+    .SetInferDtypeFn(PD_INFER_DTYPE(qinfer::infer::floats));
 
 PD_BUILD_OP(qinfer_add_zero_points)
     .Inputs({"y", "x", "zero"})
     .Outputs({"total"})
-    .SetKernelFn(PD_KERNEL(add_zero_points));
+    .SetKernelFn(PD_KERNEL(add_zero_points))
+    .SetInferShapeFn(PD_INFER_SHAPE(qinfer::infer::alike))
+    .SetInferDtypeFn(PD_INFER_DTYPE(qinfer::infer::floats));
 
 PD_BUILD_OP(qinfer_scale_shift)
     .Inputs({"x", paddle::Optional("scale"), paddle::Optional("shift")})
     .Outputs({"y"})
-    .SetKernelFn(PD_KERNEL(scale_shift));
+    .SetKernelFn(PD_KERNEL(scale_shift))
+    .SetInferShapeFn(PD_INFER_SHAPE(qinfer::infer::alike))
+    .SetInferDtypeFn(PD_INFER_DTYPE(qinfer::infer::floats));
 
 PD_BUILD_OP(qinfer_take_columns)
     .Inputs({"x", "columns"})
     .Outputs({"y"})
-    .SetKernelFn(PD_KERNEL(take_columns));
+    .SetKernelFn(PD_KERNEL(take_columns))
+    .SetInferShapeFn(PD_INFER_SHAPE(qinfer::infer::columns))
+    .SetInferDtypeFn(PD_INFER_DTYPE(qinfer::infer::floats));
 
 PD_BUILD_OP(qinfer_join_columns)
     .Inputs({paddle::Vec("parts")})
     .Outputs({"y"})
-    .SetKernelFn(PD_KERNEL(join_columns));
+    .SetKernelFn(PD_KERNEL(join_columns))
+    .SetInferShapeFn(PD_INFER_SHAPE(qinfer::infer::joined))
+    .SetInferDtypeFn(PD_INFER_DTYPE(qinfer::infer::joined_floats));
 
 PD_BUILD_OP(qinfer_expert_linear_a8w8)
     .Inputs({"x", "packed", "scale", "experts", paddle::Optional("input_scale")})
     .Outputs({"y"})
     .Attrs({"out: int64_t"})
-    .SetKernelFn(PD_KERNEL(expert_linear_a8w8));
+    .SetKernelFn(PD_KERNEL(expert_linear_a8w8))
+    .SetInferShapeFn(PD_INFER_SHAPE(qinfer::infer::expert_linear_a8w8))
+    .SetInferDtypeFn(PD_INFER_DTYPE(qinfer::infer::floats));

@@ -20,6 +20,24 @@ inline Shapes scaled_linear(const Shape& x, const Shape&, const Shape& scale) {
   return {{x[0], scale[0]}};
 }
 
+// The outputs are the first size of the packed weight.
+inline Shapes packed_linear(const Shape& x, const Shape& packed) { return {{x[0], packed[0]}}; }
+
+inline Shapes expert_linear_a8w8(const Shape&, const Shape&, const Shape&, const Shape& experts,
+                                 const OptionalShape&, int64_t out) {
+  return {{times(experts[0], experts[1]), out}};
+}
+
+inline Shapes alike(const Shape& x) { return {x}; }
+
+inline Shapes columns(const Shape& x, const Shape& columns) { return {{x[0], columns[0]}}; }
+
+inline Shapes joined(const Shapes& parts) {
+  int64_t width = 0;
+  for (const Shape& part : parts) width += part[1];
+  return {{parts.at(0)[0], width}};
+}
+
 inline Shapes expert_linear(const Shape&, const Shape&, const OptionalShape&, const Shape& experts,
                             int64_t, int64_t out) {
   return {{times(experts[0], experts[1]), out}};
@@ -48,6 +66,8 @@ inline Shapes routes(const Shape& logits, int64_t top_k, bool) {
 inline Shapes mixed(const Shape& routed, const Shape& weights) { return {{weights[0], routed[1]}}; }
 
 inline Types floats(const paddle::DataType&) { return {paddle::DataType::FLOAT32}; }
+
+inline Types joined_floats(const Types&) { return {paddle::DataType::FLOAT32}; }
 
 inline Types two_floats(const paddle::DataType&) {
   return {paddle::DataType::FLOAT32, paddle::DataType::FLOAT32};

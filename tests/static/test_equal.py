@@ -56,9 +56,7 @@ def assert_equal(checkpoint, export, name, quant, kv_cache_dtype):
 @pytest.mark.parametrize("quant", SCHEMES)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_logits_of_every_family_in_every_scheme(checkpoint, export, name, quant):
-    difference = assert_equal(checkpoint, export, name, quant, "auto")
-    # Experts in int8 have no native product, and Paddle's own adds in an order of the shape's.
-    assert difference == 0 or ("moe" in name and "a8w8" in quant and difference < 1e-5)
+    assert assert_equal(checkpoint, export, name, quant, "auto") == 0
 
 
 @pytest.mark.parametrize("kv_cache_dtype", ["int8", "fp8"])

@@ -6,8 +6,9 @@
 namespace qinfer {
 namespace {
 
-constexpr float kHidden = -1e30f;  // the score of a key that a query does not see
-constexpr int64_t kQueries = 8;    // queries of a sequence that one job handles
+constexpr float kHidden = -1e30f;                 // the score of a key that a query does not see
+constexpr int64_t kQueries = 8;                   // queries of a sequence that one job handles
+constexpr int kHeads = kRegisters == 32 ? 4 : 3;  // heads whose sums the registers hold at a time
 
 // Turn the scores `first` to `count` into weights that add up to one, with zeros up to whole
 // vectors on either side.
@@ -97,27 +98,27 @@ class Attention {
     if (static_cast<int64_t>(memory.size()) < rows * padded_) memory.resize(rows * padded_);
     scores_ = memory.data();
     const int64_t start = first_of(0) / kLanes * kLanes;  // the first query's, the earliest
-    for (int64_t j = start; j < seen_; j += kLanes) in_fours<Score>(j);
+    for (int64_t j = start; j < seen_; j += kLanes) together<Score>(j);
     for (int64_t t = 0; t < job_.count; ++t)
       for (int64_t h = 0; h < job_.heads; ++h) {
         softmax(row(t, h), first_of(t), first_seen_ + t);
         std::fill_n(p_.out + query(t, h), cache_.dim, 0.0f);
       }
-    for (int64_t j = start; j < seen_; j += kLanes) in_fours<Mix>(j);
+    for (int64_t j = start; j < seen_; j += kLanes) together<Mix>(j);
   }
 
  private:
   using Item = typename Holds::Item;
 
-  // Step<R>::run for all heads of every query, four at a time.
+  // Step<R>::run for all heads of every query, kHeads at a time.
   template <template <int> class Step>
-  void in_fours(int64_t j) {
+  void together(int64_t j) {
     const int64_t slot = slot_of(j);
     for (int64_t t = 0; t < job_.count; ++t) {
       int64_t h = 0;
-      for (; h + 4 <= job_.heads; h += 4) Step<4>::run(*this, t, h, j, slot);
+      for (; h + kHeads <= job_.heads; h += kHeads) Step<kHeads>::run(*this, t, h, j, slot);
       const int64_t left = job_.heads - h;
-      if (left == 3) Step<3>::run(*this, t, h, j, slot);
+      if (left == 3) Step<3>::run(*this, t, h, j, slot);  // of four
       if (left == 2) Step<2>::run(*this, t, h, j, slot);
       if (left == 1) Step<1>::run(*this, t, h, j, slot);
     }
