@@ -46,21 +46,22 @@ class Plan:
     advance: Callable[[int], None]
     specs: Mapping[str, LinearSpec]
 
-    def scheme(self, spec: LinearSpec) -> tuple[Scheme | None, str]:
-        """A linear's scheme, or None and why it is left out."""
-        if spec.role in STAYS:
-            return None, STAYS[spec.role]
-        if self.settings.skips(spec.name):
-            return None, SKIPPED
-        scheme = self.settings.scheme(spec.in_features)
-        size = self.settings.group_size
-        return scheme, "" if scheme else f"{spec.in_features} inputs are no multiple of {size}"
-
     def recipe(self, spec: LinearSpec, scheme: Scheme) -> Recipe:
         """How a linear is quantised."""
         maker = self.specs.get(spec.scaled_by)
-        is_held = maker is None or self.scheme(maker)[0] is not None
+        is_held = maker is None or scheme_of(self.settings, maker)[0] is not None
         return self.settings.recipe(spec, scheme, is_held=is_held)
+
+
+def scheme_of(settings: QuantizeSettings, spec: LinearSpec) -> tuple[Scheme | None, str]:
+    """A linear's scheme, or None and why it is left out."""
+    if spec.role in STAYS:
+        return None, STAYS[spec.role]
+    if settings.skips(spec.name):
+        return None, SKIPPED
+    scheme = settings.scheme(spec.in_features)
+    size = settings.group_size
+    return scheme, "" if scheme else f"{spec.in_features} inputs are no multiple of {size}"
 
 
 class CalibratingParts(StreamedParts):
@@ -104,7 +105,7 @@ class CalibratedLinear:
     def __call__(self, x: Array, *experts: Array) -> Array:
         """[T, in] -> [T, out]; with ``experts`` [T, k] as an ``ExpertLayer`` is called."""
         plan, spec = self.parts.plan, self.spec
-        scheme, why = plan.scheme(spec)
+        scheme, why = scheme_of(plan.settings, spec)
         if scheme is None:
             weight = self.parts.weight(self.pick, spec.name)
             arrays = dict(plan.hooks.pack_weight(spec, self.plain, weight))

@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from qinfer.core.device import import_paddle, open_device, place
 from qinfer.core.discovery import discover
 from qinfer.core.errors import BadInput, QinferError, UsageError
 from qinfer.core.hooks import Hooks
-from qinfer.core.quantize.calibrate import CalibratingParts, Plan
+from qinfer.core.quantize.calibrate import CalibratingParts, Plan, scheme_of
 from qinfer.core.quantize.forward import Pass, run_calibration
 from qinfer.core.quantize.kv_cache import cache_scales
 from qinfer.core.quantize.output import Writer
@@ -47,19 +47,13 @@ def quantize(
     if output.exists():
         raise UsageError(f"{output} exists already", remedy="Name a folder that does not.")
     begin = time.perf_counter()
-    source = resolve_model(settings.model or None, progress=progress.note)
     work = WorkFolder(output)
     try:
-        hooks, config, raw = _open(settings, source)
-        pieces = _pieces(settings, source, config)
-        if work.open(settings, source, restart=restart) and progress.note:
+        source = _open(settings, resolve_model(settings.model or None, progress=progress.note))
+        pieces = _pieces(settings, source)
+        if work.open(settings, source.folder, restart=restart) and progress.note:
             progress.note(f"Continuing {work.folder}")
-        checkpoint = Checkpoint(source)
-        loading = plan_loading(checkpoint, hooks.weight_rules(config))
-        specs = hooks.linear_layers(config)
-        left = _calibrate(
-            settings, work, hooks, config, checkpoint, loading, specs, pieces, progress
-        )
+        left = _calibrate(settings, work, source, pieces, progress)
         kv_scales, kv_errors = _kv_cache(settings, left)
         report = {
             "settings": {key: str(value) for key, value in asdict(settings).items()},
@@ -69,9 +63,7 @@ def quantize(
             "skipped": work.skipped,
             "kv_cache": {"dtype": settings.kv_cache, "errors": kv_errors},
         }
-        _write(
-            work, output, hooks, config, raw, source, checkpoint, loading, specs, report, kv_scales
-        )
+        _write(work, output, source, report, kv_scales)
     except OSError as error:
         raise QinferError(
             f"{output} cannot be written: {error.strerror or error}",
@@ -81,11 +73,24 @@ def quantize(
     return report
 
 
-def _open(settings: QuantizeSettings, source: Path) -> tuple[Hooks, ModelConfig, Mapping[str, Any]]:
-    raw = read_json(source / "config.json")
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The checkpoint that is quantised, and what its plugins say of it."""
+
+    folder: Path
+    raw: Mapping[str, Any]
+    hooks: Hooks
+    config: ModelConfig
+    checkpoint: Checkpoint
+    loading: LoadPlan
+    specs: Sequence[LinearSpec]
+
+
+def _open(settings: QuantizeSettings, folder: Path) -> Source:
+    raw = read_json(folder / "config.json")
     if stored_method(raw):
         raise UsageError(
-            f"{source} is quantised already ({stored_method(raw)})",
+            f"{folder} is quantised already ({stored_method(raw)})",
             remedy="Quantise the original checkpoint.",
         )
     installed = discover()
@@ -98,18 +103,35 @@ def _open(settings: QuantizeSettings, source: Path) -> tuple[Hooks, ModelConfig,
     import_paddle(settings.threads)
     hooks = open_session([model, resolve("quant", settings.format, installed)])
     hooks.require_support(device)
-    config = with_generation(hooks.read_config(raw), generation_config(source))
+    config = with_generation(hooks.read_config(raw), generation_config(folder))
     dtype = config.dtype if settings.dtype == "auto" else settings.dtype
-    return hooks, replace(config, dtype=dtype, compute_dtype="float32"), raw
+    config = replace(config, dtype=dtype, compute_dtype="float32")
+    specs = hooks.linear_layers(config)
+    if not any(scheme_of(settings, spec)[0] for spec in specs):
+        raise UsageError(
+            f"no linear of {folder} would be quantised: {scheme_of(settings, specs[0])[1]}",
+            remedy="Choose another --group-size, or leave --skip out.",
+        )
+    checkpoint = Checkpoint(folder)
+    return Source(
+        folder=folder,
+        raw=raw,
+        hooks=hooks,
+        config=config,
+        checkpoint=checkpoint,
+        loading=plan_loading(checkpoint, hooks.weight_rules(config)),
+        specs=specs,
+    )
 
 
-def _pieces(settings: QuantizeSettings, source: Path, config: ModelConfig) -> list[list[int]]:
-    length = min(settings.window, config.max_position_embeddings)
-    documents = read_corpus(settings.calib or CALIBRATION, Tokenizer.load(source))
+def _pieces(settings: QuantizeSettings, source: Source) -> list[list[int]]:
+    length = min(settings.window, source.config.max_position_embeddings)
+    documents = read_corpus(settings.calib or CALIBRATION, Tokenizer.load(source.folder))
     pieces = windows(documents, length, settings.tokens)
-    if max(map(max, pieces)) >= config.vocab_size:
+    vocabulary = source.config.vocab_size
+    if max(map(max, pieces)) >= vocabulary:
         raise BadInput(
-            f"the tokenizer has tokens outside the model's vocabulary of {config.vocab_size:,}",
+            f"the tokenizer has tokens outside the model's vocabulary of {vocabulary:,}",
             remedy="Tokenizer and model are not of one checkpoint.",
         )
     return pieces
@@ -118,23 +140,22 @@ def _pieces(settings: QuantizeSettings, source: Path, config: ModelConfig) -> li
 def _calibrate(
     settings: QuantizeSettings,
     work: WorkFolder,
-    hooks: Hooks,
-    config: ModelConfig,
-    checkpoint: Checkpoint,
-    loading: LoadPlan,
-    specs: Sequence[LinearSpec],
+    source: Source,
     pieces: Sequence[Sequence[int]],
     progress: Progress,
 ) -> Pass:
-    quant_plan = hooks.plan_quant(config, specs, open_device("cpu"))
-    with progress.bar("Quantising", len(specs), "linears") as advance:
-        parts = CalibratingParts(checkpoint, loading, config, hooks, quant_plan, place=place)
+    hooks, config = source.hooks, source.config
+    quant_plan = hooks.plan_quant(config, source.specs, open_device("cpu"))
+    with progress.bar("Quantising", len(source.specs), "linears") as advance:
+        parts = CalibratingParts(
+            source.checkpoint, source.loading, config, hooks, quant_plan, place=place
+        )
         parts.plan = Plan(
             settings=settings,
             work=work,
             hooks=hooks,
             advance=advance,
-            specs={spec.name: spec for spec in specs},
+            specs={spec.name: spec for spec in source.specs},
         )
         model = hooks.build_model(config, parts)
         parts.finish()
@@ -154,13 +175,7 @@ def _kv_cache(settings: QuantizeSettings, left: Pass) -> tuple[Array | None, lis
 def _write(
     work: WorkFolder,
     output: Path,
-    hooks: Hooks,
-    config: ModelConfig,
-    raw: Mapping[str, Any],
-    source: Path,
-    checkpoint: Checkpoint,
-    loading: LoadPlan,
-    specs: Sequence[LinearSpec],
+    source: Source,
     report: Mapping[str, Any],
     kv_scales: Array | None,
 ) -> None:
@@ -168,14 +183,20 @@ def _write(
     folder = work.folder / "output"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
+    hooks, config = source.hooks, source.config
     writer = Writer(
-        folder, hooks.open_store(), checkpoint, loading, hooks.weight_rules(config), config
+        folder,
+        hooks.open_store(),
+        source.checkpoint,
+        source.loading,
+        hooks.weight_rules(config),
+        config,
     )
     schemes = {
         name: Scheme(**{**said["scheme"], "parts": ()}) for name, said in report["linears"].items()
     }
     by_layer: dict[int | None, list[LinearSpec]] = {}
-    for spec in specs:
+    for spec in source.specs:
         if spec.name in schemes:
             by_layer.setdefault(spec.layer, []).append(spec)
     for number, (_, layer) in enumerate(by_layer.items()):
@@ -183,7 +204,8 @@ def _write(
     if kv_scales is not None:
         writer.cache(report["kv_cache"]["dtype"], kv_scales)
     writer.rest(schemes)
-    writer.finish({**raw, "dtype": config.dtype, "torch_dtype": config.dtype}, source)
+    named = {"dtype": config.dtype, "torch_dtype": config.dtype}
+    writer.finish({**source.raw, **named}, source.folder)
     (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     folder.replace(output)
     work.remove()
