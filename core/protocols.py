@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from qinfer.core.types import (
     Array,
@@ -133,3 +133,13 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Free the model and the cache."""
+
+
+@runtime_checkable
+class OverlappingRunner(Protocol):
+    """A runner whose device computes by itself, so that the engine can work beside it."""
+
+    def step_while(
+        self, batch: StepInput, sampling: SamplingInput, meanwhile: Callable[[], None]
+    ) -> StepOutput:
+        """As ``Runner.step``; calls ``meanwhile`` once all of the step has been queued."""

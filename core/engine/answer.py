@@ -22,16 +22,24 @@ class Answer:
         self.stop_reason: str | int | None = None
         self._stream = tokenizer.text_stream()
         self._held = ""
+        params = sequence.params
+        eos = frozenset() if params.ignore_eos else sequence.eos_token_ids
+        self._ends = eos.union(params.stop_token_ids)  # tokens that end the text, not part of it
 
     def push(self, token_id: int) -> str:
         """Append a chosen token; returns the text to show, and sets the finish reason."""
         sequence, params = self.sequence, self.sequence.params
         sequence.output.append(token_id)
-        if self._ends(token_id):
+        if token_id in self._ends:
             self.finish_reason = "stop"
+            if token_id in params.stop_token_ids:
+                self.stop_reason = token_id
             return self._flush()
-        self._held += self._stream.push(token_id)
-        if params.stop and len(sequence.output) >= params.min_tokens:
+        text = self._stream.push(token_id)
+        if not params.stop and len(sequence.output) < sequence.max_tokens:
+            return text  # nothing to hold back
+        self._held += text
+        if len(sequence.output) >= params.min_tokens:
             at, text = _first_stop(self._held, params.stop)
             if text:
                 self.finish_reason, self.stop_reason = "stop", text
@@ -39,20 +47,12 @@ class Answer:
         if len(sequence.output) >= sequence.max_tokens:
             self.finish_reason = "length"
             return self._flush()
-        keep = _possible_stop(self._held, params.stop) if params.stop else 0
+        keep = _possible_stop(self._held, params.stop)
         shown, self._held = (
             self._held[: len(self._held) - keep],
             self._held[len(self._held) - keep :],
         )
         return shown
-
-    def _ends(self, token_id: int) -> bool:
-        """Whether the token is one that ends the text without being part of it."""
-        params = self.sequence.params
-        if token_id in params.stop_token_ids:
-            self.stop_reason = token_id
-            return True
-        return token_id in self.sequence.eos_token_ids and not params.ignore_eos
 
     def _flush(self) -> str:
         return self._held + self._stream.finish()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 
+from qinfer.core.engine.ahead import NextStep, Step, can_follow
 from qinfer.core.engine.answer import Answer, row_logprobs
 from qinfer.core.engine.batch import step_input
 from qinfer.core.engine.kv_cache import BlockPool
@@ -18,9 +19,15 @@ from qinfer.core.errors import BadInput, InvalidParams
 from qinfer.core.hooks import Hooks
 from qinfer.core.outputs import Delta, Usage
 from qinfer.core.params import SamplingParams
-from qinfer.core.protocols import Runner
+from qinfer.core.protocols import OverlappingRunner, Runner
 from qinfer.core.tokenizer import Tokenizer
-from qinfer.core.types import CacheSpec, RequestStats, RunConfig, StepOutput, StepStats
+from qinfer.core.types import (
+    CacheSpec,
+    RequestStats,
+    RunConfig,
+    StepOutput,
+    StepStats,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +63,7 @@ class Engine:
         )
         self._answers: dict[Sequence, Answer] = {}
         self._requests = 0
+        self._ready: NextStep | None = None
 
     @property
     def has_work(self) -> bool:
@@ -91,14 +99,18 @@ class Engine:
     def step(self) -> list[tuple[int, Delta]]:
         """Run one step; returns (request id, delta) for every sequence that gained a token."""
         begin = time.perf_counter()
-        chunks = self.scheduler.schedule()
+        ready, self._ready = self._ready, None
+        step = ready.take(self.scheduler) if ready else None
+        chunks = step[0] if step else self.scheduler.schedule()
         if not chunks:
             return []
         for chunk in chunks:
             chunk.sequence.started_at = chunk.sequence.started_at or begin
         ending = [chunk.sequence for chunk in chunks if chunk.is_last]
         try:
-            output = self.runner.step(step_input(chunks, self.block_size), sampling_input(ending))
+            output = self._run(
+                step or (chunks, step_input(chunks, self.block_size), sampling_input(ending))
+            )
             tokens, now = output.token_ids.tolist(), time.perf_counter()
             deltas = [
                 (sequence.request_id, self._delta(sequence, token, output, row, now))
@@ -109,6 +121,18 @@ class Engine:
             raise
         self._report(chunks, time.perf_counter() - begin)
         return deltas
+
+    def _run(self, step: Step) -> StepOutput:
+        """Run a step; a device that computes by itself leaves time to make the next one ready."""
+        chunks, batch, sampling = step
+        if not isinstance(self.runner, OverlappingRunner):
+            return self.runner.step(batch, sampling)
+
+        def prepare() -> None:
+            if can_follow(chunks, self.scheduler):
+                self._ready = NextStep(chunks, batch, self.scheduler)
+
+        return self.runner.step_while(batch, sampling, prepare)
 
     def abort(self, request_id: int) -> None:
         """Drop what is left of a request; unknown and finished ones are ignored."""
@@ -179,6 +203,7 @@ class Engine:
             if chunk.sequence in self.scheduler.running:
                 self.scheduler.preempt(chunk.sequence)
         self.pool.forget_all()
+        self._ready = None
 
     def _report(self, chunks: Rows[Chunk], seconds: float) -> None:
         decoded = sum(chunk.length == 1 and chunk.is_last for chunk in chunks)

@@ -15,18 +15,20 @@ GREEDY_BELOW = 1e-5
 """A lower temperature is greedy: dividing by it would overflow."""
 
 
-def sampling_input(sequences: Rows[Sequence]) -> SamplingInput:
-    """One row for each sequence whose next token is to be chosen."""
+def sampling_input(sequences: Rows[Sequence], ahead: int = 0) -> SamplingInput:
+    """One row for each sequence whose next token is to be chosen, after ``ahead`` that are not
+    known yet; then none may have edits (``has_edits``), which depend on them.
+    """
     settings = [_settings(sequence.params) for sequence in sequences]
     columns = np.array(settings, np.float64).reshape(-1, 4)
     draws = [
-        uniform(s.seed, len(s.output)) if row[0] else 0.0
+        uniform(s.seed, len(s.output) + ahead) if row[0] else 0.0
         for s, row in zip(sequences, settings, strict=True)
     ]
     edits = [
         edit
         for row, sequence in enumerate(sequences)
-        if _may_edit(sequence.params)
+        if has_edits(sequence.params)
         for edit in _edits(row, sequence)
     ]
     rows, tokens, scale, bias = zip(*edits, strict=True) if edits else ((), (), (), ())
@@ -56,7 +58,8 @@ def _settings(params: SamplingParams) -> tuple[float, int, float, float]:
     )
 
 
-def _may_edit(params: SamplingParams) -> bool:
+def has_edits(params: SamplingParams) -> bool:
+    """Whether the logits of such a request may be edited."""
     return bool(
         params.logit_bias
         or (params.repetition_penalty or 1.0) != 1.0

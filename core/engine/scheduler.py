@@ -123,13 +123,17 @@ class Scheduler:
         for _ in range(missing):
             sequence.blocks.append(self.pool.allocate())
         sequence.num_computed = end
-        while (sequence.hashed + 1) * self.block_size <= end:
+        self.offer_full_blocks(sequence)
+        return chunk
+
+    def offer_full_blocks(self, sequence: Sequence) -> None:
+        """Let other sequences share the blocks whose tokens are all known and computed."""
+        while (sequence.hashed + 1) * self.block_size <= sequence.num_computed:
             start = sequence.hashed * self.block_size
             tokens = tuple(sequence.tokens(start, start + self.block_size))
             block = sequence.blocks[sequence.hashed]
             sequence.content = self.pool.register(block, sequence.content, tokens)
             sequence.hashed += 1
-        return chunk
 
     def _missing_blocks(self, sequence: Sequence, tokens: int) -> int:
         return max(-(-tokens // self.block_size) - len(sequence.blocks), 0)

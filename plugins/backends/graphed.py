@@ -50,17 +50,24 @@ class GraphRunner:
 
     def step(self, batch: StepInput, sampling: SamplingInput) -> StepOutput:
         """Run one step; numpy in, numpy out."""
+        return self.step_while(batch, sampling, lambda: None)
+
+    def step_while(
+        self, batch: StepInput, sampling: SamplingInput, meanwhile: Callable[[], None]
+    ) -> StepOutput:
+        """As ``step``; calls ``meanwhile`` while the card computes."""
         if self.model is None:
             raise RuntimeError("the runner has been closed")
         size = self._size(batch)
         with paddle.no_grad():
             if size is None:
-                return self._choose(self.model(_on_card(batch), self.cache), sampling)
+                logits = self.model(_on_card(batch), self.cache)
+                return self._choose(logits, sampling, len(batch.logit_rows), meanwhile)
             graph = self._graph(size)
             if is_greedy(sampling):
-                return StepOutput(token_ids=graph.tokens(batch))
+                return StepOutput(token_ids=graph.tokens(batch, meanwhile))
             padded = _padded(sampling, size.sequences)
-            return self._choose(graph.logits(batch), padded, len(batch.logit_rows))
+            return self._choose(graph.logits(batch), padded, len(batch.logit_rows), meanwhile)
 
     def read_bandwidth(self) -> float:
         """Bytes a second that the card reads from its memory, measured now."""
@@ -97,9 +104,10 @@ class GraphRunner:
         return self.graphs[size]
 
     def _choose(
-        self, logits: Tensor, sampling: SamplingInput, count: int | None = None
+        self, logits: Tensor, sampling: SamplingInput, count: int, meanwhile: Callable[[], None]
     ) -> StepOutput:
         tokens, logprobs = choose_tokens(logits, None, sampling)
+        meanwhile()
         if logprobs is None:
             return StepOutput(token_ids=tokens.numpy()[:count])
         chosen, top, ids = (part.numpy()[:count] for part in logprobs)

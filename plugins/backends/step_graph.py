@@ -81,11 +81,14 @@ class StepGraph:
         self.inputs.upload(batch)
         return self.graph.replay()[0]
 
-    def tokens(self, batch: StepInput) -> NDArray[np.int64]:
-        """The token that has the largest logit, for each row of logits that is wanted."""
+    def tokens(self, batch: StepInput, meanwhile: Callable[[], None]) -> NDArray[np.int64]:
+        """The token that has the largest logit, for each row of logits that is wanted; calls
+        ``meanwhile`` while the card computes.
+        """
         self.inputs.upload(batch)
         _, tokens = self.graph.replay()
         self.card.copy(self.answer.ctypes.data, tokens.data_ptr(), self.answer.nbytes)
+        meanwhile()
         self.card.wait()
         found: NDArray[np.int64] = self.answer[: len(batch.logit_rows)].copy()
         return found

@@ -55,8 +55,7 @@ Operands checked(const Tensor& x, const Tensor& weight, const paddle::optional<T
 // Above so many rows cuBLASLt is faster, unpacking of weights included (benchmarks/gpu/NOTES.md).
 int64_t most_streamed(Format format) {
   if (!has_matmul()) return INT64_MAX;
-  if (format == Format::kPlain) return 16;
-  if (format == Format::kE4M3) return is_sm90() ? 32 : 16;
+  if (format == Format::kPlain || format == Format::kE4M3) return 16;
   return is_sm90() ? 3 * kStreamRows : format == Format::kInt8 ? kStreamRows : 16;
 }
 
@@ -72,7 +71,8 @@ void stream_rows(const Operands& o, const void* x, const float* x_scale, Tensor&
                     std::min(kStreamRows, o.rows - row),
                     o.in,
                     o.out};
-    const bool by_hopper = is_sm90() && o.format != Format::kPlain && p.rows > 16;
+    const bool is_few_bits = o.format == Format::kInt8 || o.format == Format::kInt4;
+    const bool by_hopper = is_sm90() && is_few_bits && p.rows > 16;
     (by_hopper ? product_hopper : product)(o.type, o.format, p, o.stream);
   }
 }
@@ -109,6 +109,7 @@ void multiply_e4m3(const Operands& o, Tensor& y, const Workspace& workspace) {
     quantise_rows(o.type, o.x.data(), bytes, scale.data<float>(), true, o.rows, o.in, o.stream);
     Product p = whole(o, bytes, o.weight.data(), y);
     p.x_scale = scale.data<float>();
+    if (rows_hopper_suits(o.rows, o.in, p.out)) return rows_hopper(o.type, p, o.stream);
     if (matmul_hopper_suits(o.rows, o.in, p.out, false))
       return matmul_hopper(o.type, true, false, p, o.stream);
     if (matmul_e4m3(o.type, p, workspace, o.stream)) return;

@@ -4,11 +4,12 @@
 
 namespace qinfer::cuda {
 
-// product() of 17 to 64 rows with weights of kInt8, kE4M3 or kInt4.
+// product() of 17 to 64 rows with weights of kInt8 or kInt4.
 void product_hopper(Type type, Format format, const Product& p, cudaStream_t stream);
 
-// A product of 17 to 128 rows, weights and activations both in `type` or both e4m3.
-void rows_hopper(Type type, bool is_e4m3, const Product& p, cudaStream_t stream);
+// A product of 17 to 128 rows, weights and activations e4m3, and whether it is the fastest.
+bool rows_hopper_suits(int64_t rows, int64_t in, int64_t out);
+void rows_hopper(Type type, const Product& p, cudaStream_t stream);
 
 // Whether matmul_hopper is the fastest for these sizes: most of its tiles are full, and all
 // multiprocessors have some to the end.

@@ -40,8 +40,6 @@ template <class T, Format F>
 __device__ __forceinline__ void unpack_steps(uint2 v, uint32_t (&low)[2], uint32_t (&high)[2]) {
   if constexpr (F == Format::kInt8) {
     from_int8<T>(v.x, low[0], high[0]), from_int8<T>(v.y, low[1], high[1]);
-  } else if constexpr (F == Format::kE4M3) {
-    from_e4m3<T>(v.x, low[0], high[0]), from_e4m3<T>(v.y, low[1], high[1]);
   } else {
     low[0] = from_nibbles<T>(v.x), high[0] = from_nibbles<T>(v.x >> 4);
     low[1] = from_nibbles<T>(v.x >> 8), high[1] = from_nibbles<T>(v.x >> 12);
@@ -251,8 +249,6 @@ template <class T>
 void of_format(Format format, const Product& p, cudaStream_t stream) {
   if (format == Format::kInt8)
     of_rows<T, Format::kInt8>(p, stream);
-  else if (format == Format::kE4M3)
-    of_rows<T, Format::kE4M3>(p, stream);
   else
     of_rows<T, Format::kInt4>(p, stream);
 }

@@ -1,6 +1,6 @@
-// Products of 17 to 128 rows on Hopper, weights and activations both of 16 bits or both e4m3: the
-// matrix units take the weights as their rows, straight from where the copy engine puts them. The
-// blocks of a cluster share out the inputs.
+// Products of 17 to 128 rows of e4m3 on Hopper: the matrix units take the weights as their rows,
+// straight from where the copy engine puts them. The blocks of a cluster share out the inputs. (For
+// bfloat16 this is as fast as cuBLASLt: benchmarks/gpu/NOTES.md.)
 #include <cuda_fp8.h>
 
 #include <algorithm>
@@ -24,11 +24,10 @@ struct Maps {
 template <int Rows>
 constexpr int kStage = (kChannels + Rows) * kBytes;
 
-template <class T, class Y, int Rows>
+template <class Y, int Rows>
 __global__ void __launch_bounds__(kThreads, kHeld)
     rows_kernel(const __grid_constant__ Maps maps, const Outputs o, int steps, int stages) {
 #ifdef QINFER_HOPPER
-  constexpr int kNumbers = kBytes / sizeof(T);
   extern __shared__ unsigned char raw[];
   __shared__ uint64_t here[kMostStages], read[kMostStages];
   unsigned char* memory = reinterpret_cast<unsigned char*>(
@@ -48,7 +47,7 @@ __global__ void __launch_bounds__(kThreads, kHeld)
     if (threadIdx.x % 32 == 0) {
       const auto weights = [&](int step, int stage) {
         barrier_expect(&here[stage], kStage<Rows>);
-        copy_box(memory + stage * kStage<Rows>, &maps.weight, &here[stage], step * kNumbers, first);
+        copy_box(memory + stage * kStage<Rows>, &maps.weight, &here[stage], step * kBytes, first);
       };
       const int ahead = min(begin + stages, end);
       for (int step = begin; step < ahead; ++step) weights(step, step - begin);
@@ -56,7 +55,7 @@ __global__ void __launch_bounds__(kThreads, kHeld)
       for (int step = begin, stage = 0, parity = 1; step < end; ++step) {
         if (step >= ahead) barrier_wait(&read[stage], parity), weights(step, stage);
         copy_box(memory + stage * kStage<Rows> + kChannels * kBytes, &maps.x, &here[stage],
-                 step * kNumbers, 0);
+                 step * kBytes, 0);
         if (++stage == stages) stage = 0, parity ^= 1;
       }
     }
@@ -68,8 +67,8 @@ __global__ void __launch_bounds__(kThreads, kHeld)
       products_begin();
 #pragma unroll
       for (int k = 0; k < kBytes / 32; ++k)
-        multiply_shared<T, Rows>(sums, matrix(at + group * 64 * kBytes) + k * 2,
-                                 matrix(at + kChannels * kBytes) + k * 2, true);
+        multiply_shared<__nv_fp8_e4m3, Rows>(sums, matrix(at + group * 64 * kBytes) + k * 2,
+                                             matrix(at + kChannels * kBytes) + k * 2, true);
       products_commit();
       products_wait<1>();
       const int before = stage ? stage - 1 : stages - 1;
@@ -91,30 +90,24 @@ __global__ void __launch_bounds__(kThreads, kHeld)
 #endif
 }
 
-template <class T>
-constexpr CUtensorMapDataType kMapType = std::is_same_v<T, BF16>  ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
-                                         : std::is_same_v<T, F16> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
-                                                                  : CU_TENSOR_MAP_DATA_TYPE_UINT8;
-
-template <class T>
 CUtensorMap map_of(const void* from, uint64_t rows, uint64_t width, uint32_t box_rows) {
-  const uint64_t sizes[] = {width, rows}, strides[] = {width * sizeof(T)};
-  const uint32_t box[] = {kBytes / sizeof(T), box_rows};
-  return tensor_map(kMapType<T>, from, 2, sizes, strides, box);
+  const uint64_t sizes[] = {width, rows}, strides[] = {width};
+  const uint32_t box[] = {kBytes, box_rows};
+  return tensor_map(CU_TENSOR_MAP_DATA_TYPE_UINT8, from, 2, sizes, strides, box);
 }
 
-template <class T, class Y, int Rows>
+template <class Y, int Rows>
 void run(const Product& p, cudaStream_t stream) {
-  auto* kernel = rows_kernel<T, Y, Rows>;
+  auto* kernel = rows_kernel<Y, Rows>;
   static const bool raised = [&] {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 220 << 10),
           "raising a kernel's shared memory");
     return true;
   }();
   (void)raised;
-  const Maps maps{map_of<T>(p.x, p.rows, p.in, Rows), map_of<T>(p.weight, p.out, p.in, kChannels)};
+  const Maps maps{map_of(p.x, p.rows, p.in, Rows), map_of(p.weight, p.out, p.in, kChannels)};
   const int64_t tiles = (p.out + kChannels - 1) / kChannels;
-  const int64_t steps = (p.in * sizeof(T) + kBytes - 1) / kBytes;
+  const int64_t steps = (p.in + kBytes - 1) / kBytes;
   int blocks = 1;  // that share a tile: as many as the card holds at once
   while (blocks < 8 && tiles * blocks * 2 <= kHeld * multiprocessors() && steps >= blocks * 4)
     blocks *= 2;
@@ -128,19 +121,19 @@ void run(const Product& p, cudaStream_t stream) {
                   int(steps), stages);
 }
 
-template <class T, class Y>
+template <class Y>
 void of_rows(const Product& p, cudaStream_t stream) {
-  p.rows <= 64 ? run<T, Y, 64>(p, stream) : run<T, Y, 128>(p, stream);
+  p.rows <= 64 ? run<Y, 64>(p, stream) : run<Y, 128>(p, stream);
 }
 
 }  // namespace
 
-void rows_hopper(Type type, bool is_e4m3, const Product& p, cudaStream_t stream) {
-  using E4M3 = __nv_fp8_e4m3;
-  if (type == Type::kBF16)
-    is_e4m3 ? of_rows<E4M3, BF16>(p, stream) : of_rows<BF16, BF16>(p, stream);
-  else
-    is_e4m3 ? of_rows<E4M3, F16>(p, stream) : of_rows<F16, F16>(p, stream);
+bool rows_hopper_suits(int64_t rows, int64_t in, int64_t out) {
+  return is_sm90() && rows <= (in > out ? 128 : 64);
+}
+
+void rows_hopper(Type type, const Product& p, cudaStream_t stream) {
+  type == Type::kBF16 ? of_rows<BF16>(p, stream) : of_rows<F16>(p, stream);
 }
 
 }  // namespace qinfer::cuda

@@ -1,0 +1,41 @@
+"""Products whose tiles fill a Hopper card, which kernels of its own compute, against float64."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from gpu.tools import ROUNDING, back, card, error, rounded
+from ops.reference64 import held_by_cache
+from qinfer.cuda_ops import ops
+
+ROWS, WIDTH, OUT = 4000, 80, 8432
+"""16 pairs of tiles of 128 rows by 33 of 256 outputs, the last of each not full."""
+
+
+def test_e4m3_rows_and_weights(rng):
+    x = rounded(rng.normal(size=(ROWS, WIDTH)), "bfloat16")
+    weight = rounded(rng.normal(size=(OUT, WIDTH)) * 50, "float8_e4m3fn")
+    scale = rng.uniform(1e-3, 1e-2, OUT).astype(np.float32)
+    bias = rounded(rng.normal(size=OUT), "bfloat16")
+    got = back(ops.linear_fp8(card(x), card(weight), card(scale), card(bias)))
+    held = held_by_cache(x.astype(np.float32), "float8_e4m3fn").astype(np.float64)
+    expected = held @ weight.astype(np.float64).T * scale + bias.astype(np.float64)
+    assert error(got, expected) < ROUNDING["bfloat16"]
+
+
+@pytest.mark.parametrize("rows", [17, 40, 64, 100, 128, 190])
+@pytest.mark.parametrize("held", ["int8", "float8_e4m3fn"])
+def test_some_rows(rows, held, rng):
+    """Clusters of one to eight blocks share the inputs of a channel."""
+    for width, out in ((80, 8432), (2048, 1000), (9216, 144)):
+        x = rounded(rng.normal(size=(rows, width)), "bfloat16")
+        codes = rng.integers(-100, 100, (out, width), dtype=np.int8)
+        weight = codes.astype(getattr(ml_dtypes, held, held))
+        scale = rng.uniform(1e-3, 1e-2, out).astype(np.float32)
+        product = ops.linear_int8 if held == "int8" else ops.linear_fp8
+        got = back(product(card(x), card(weight), card(scale), None))
+        seen = x.astype(np.float64)
+        if held != "int8":
+            seen = held_by_cache(x.astype(np.float32), held).astype(np.float64)
+        expected = seen @ weight.astype(np.float64).T * scale
+        assert error(got, expected) < ROUNDING["bfloat16"]
