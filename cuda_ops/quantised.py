@@ -151,7 +151,7 @@ def expert_linear_fp8_block(
         held = codes[e].view("float8_e4m3fn")
         return product(rows, held, scale[e * rows_of : (e + 1) * rows_of], None, block)
 
-    return _each(x, experts, out, one)
+    return _each(x, experts, weight.shape[0], out, one)
 
 
 @operator

@@ -60,7 +60,6 @@ class Dynamic(BackendPlugin):
             library = build_cuda(plan_cuda(), TerminalProgress().note)
             self.operators = use_cuda(library)
             self.card = Card(library, int(run.device.partition(":")[2] or 0))
-            keep_freed_memory()  # parameters pass through the computer's
         else:
             note = TerminalProgress().note
             self.operators = use_native(require=run.require_kernels, progress=note)
