@@ -35,11 +35,15 @@ def _grouped(
     input_scale: Tensor | None = None,
     group: int = 0,
     channels: int = 1,
+    count: int = 0,
 ) -> Tensor:
-    """A product of csrc/cuda/grouped.h. ``group``, ``channels``: inputs and outputs of a scale."""
-    count = (weight if scale is None else scale).shape[0] // out if experts is not None else 1
+    """A product of csrc/cuda/grouped.h. ``group``, ``channels``: inputs and outputs of a scale;
+    ``count``: experts, where the scale does not have a row for each of their outputs.
+    """
+    if experts is not None:
+        count = count or (weight if scale is None else scale).shape[0] // out
     tensors = (x, weight, scale, bias, experts, input_scale)
-    attributes = (form, out, count, rounding, group, channels)
+    attributes = (form, out, count or 1, rounding, group, channels)
     return _run("qinfer_cuda_grouped", *tensors, *attributes)[0]
 
 
@@ -74,6 +78,24 @@ def _expert_linear_fp8(
     return _grouped(x, weight, scale, experts=experts, out=out, form=E4M3, rounding=ROUND_E4M3)
 
 
+def _expert_linear_fp8_block(
+    x: Tensor, weight: Tensor, scale: Tensor, experts: Tensor, block: int, out: int
+) -> Tensor:
+    """Inputs are rounded as in ``_linear_fp8_block``."""
+    return _grouped(
+        x,
+        weight,
+        scale,
+        experts=experts,
+        out=out,
+        count=weight.shape[0] // out,
+        form=E4M3,
+        rounding=ROUND_RUNS,
+        group=block,
+        channels=block,
+    )
+
+
 def _arrange_experts_int4(weight: Tensor, scale: Tensor, experts: int) -> tuple[Tensor, Tensor]:
     return _run("qinfer_cuda_pack_int4", weight)[0], scale
 
@@ -84,7 +106,7 @@ def _expert_linear_int4(
     return _grouped(x, weight, scale, experts=experts, out=out, form=INT4, group=LANE)
 
 
-def _arrange_experts_a8w8(weight: Tensor, experts: int) -> Tensor:
+def _as_it_is_for_each(weight: Tensor, experts: int) -> Tensor:
     return weight
 
 
@@ -201,9 +223,11 @@ VERSIONS: Mapping[Any, Callable[..., Any]] = {
     ops.expert_linear: _expert_linear,
     ops.expert_linear_int8: _expert_linear_int8,
     ops.expert_linear_fp8: _expert_linear_fp8,
+    ops.expert_linear_fp8_block: _expert_linear_fp8_block,
     ops.arrange_experts_int4: _arrange_experts_int4,
     ops.expert_linear_int4: _expert_linear_int4,
-    ops.arrange_experts_a8w8: _arrange_experts_a8w8,
+    ops.arrange_experts_a8w8: _as_it_is_for_each,
+    ops.arrange_experts_fp8: _as_it_is_for_each,
     ops.expert_linear_a8w8: _expert_linear_a8w8,
     ops.arrange_a8w8: _as_it_is,
     ops.linear_a8w8: _linear_a8w8,

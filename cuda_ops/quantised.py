@@ -126,6 +126,35 @@ def linear_fp8_block(
 
 
 @operator
+def arrange_experts_fp8(weight: Tensor, experts: int) -> Tensor:
+    """A float8_e4m3fn weight [E * out, in], as ``arrange_fp8`` for each of E experts.
+
+    Reference: [E, in, out].
+    """
+    codes = _stack(weight.view("int8"), experts, lambda part: part.T.contiguous())
+    return codes.view("float8_e4m3fn")
+
+
+@operator
+def expert_linear_fp8_block(
+    x: Tensor, weight: Tensor, scale: Tensor, experts: Tensor, block: int, out: int
+) -> Tensor:
+    """e4m3 in blocks as ``linear_fp8_block``, for each expert, whose outputs make whole blocks.
+
+    An arranged weight; scale [E * out / block, ceil(in / block)].
+    x [T * k or T, in], experts [T, k] -> [T * k, out].
+    """
+    product, rows_of = linear_fp8_block.versions[REFERENCE], out // block
+    codes = weight.view("int8")
+
+    def one(rows: Tensor, e: int) -> Tensor:
+        held = codes[e].view("float8_e4m3fn")
+        return product(rows, held, scale[e * rows_of : (e + 1) * rows_of], None, block)
+
+    return _each(x, experts, weight.shape[0], out, one)
+
+
+@operator
 def arrange_groups(weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """An integer weight [out, in] (int8) and its scale [out, groups], for ``linear_groups``.
 

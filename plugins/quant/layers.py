@@ -19,6 +19,9 @@ from qinfer.plugins.quant.wint8 import Int8Experts, Int8Linear
 FLOATS = ("float32", "float16", "bfloat16")
 ADJUSTED = frozenset({"smooth", "shift", "order", "zero"})
 
+BLOCKS = ("float8_e4m3fn", "block", "group")
+"""The kind of Qwen's own FP8 checkpoints."""
+
 NATIVE_GROUP = 64
 """Group of ``ops.linear_int4``; larger ones repeat their scale."""
 
@@ -66,6 +69,8 @@ def _experts(spec: LinearSpec, scheme: Scheme, params: Mapping[str, Array]) -> E
         size = spec.in_features // params["scale"].shape[1]
         if size % NATIVE_GROUP == 0:
             return Int4Experts(spec, _repeated(params, size))
+    if kind == BLOCKS and not spec.out_features % scheme.group_size:
+        return Fp8BlockExperts(spec, scheme, params)
     return SeparateExperts(spec, scheme, params, _single)
 
 
@@ -94,6 +99,22 @@ class Fp8BlockLinear:
     def __call__(self, x: Array) -> Array:
         """[T, in] -> [T, out]."""
         return ops.linear_fp8_block(x, self.weight, self.scale, self.bias, self.block)
+
+
+class Fp8BlockExperts:
+    """e4m3 in blocks, with the weight of each row's expert."""
+
+    def __init__(self, spec: LinearSpec, scheme: Scheme, params: Mapping[str, Array]) -> None:
+        self.weight = ops.arrange_experts_fp8(params["weight"], spec.experts)
+        self.scale, self.block = params["scale"], scheme.group_size
+        self.out_features = spec.out_features
+        self.nbytes = ops.nbytes(self.weight, self.scale)
+
+    def __call__(self, x: Array, experts: Array) -> Array:
+        """[T * k or T, in], [T, k] -> [T * k, out]."""
+        return ops.expert_linear_fp8_block(
+            x, self.weight, self.scale, experts, self.block, self.out_features
+        )
 
 
 class GroupLinear:
@@ -189,7 +210,7 @@ _LAYERS: Mapping[tuple[str, str, str], Make] = {
     ("int4", "group", "none"): _int4,
     ("float8_e4m3fn", "channel", "token"): _over(Fp8Linear),
     ("float8_e4m3fn", "channel", "tensor"): _over(Fp8StaticLinear),
-    ("float8_e4m3fn", "block", "group"): lambda _, scheme, params: Fp8BlockLinear(scheme, params),
+    BLOCKS: lambda _, scheme, params: Fp8BlockLinear(scheme, params),
 }
 """(weight dtype, weight scale, input scale) -> what builds the layer. A scale for a whole tensor is
 repeated for every channel when it is read."""

@@ -85,19 +85,31 @@ def test_a_sampled_text_is_the_same_alone_and_in_company(case):
         assert answers(llm, prompt, params, 4) == [alone] * 4
 
 
-def test_no_operator_of_a_step_runs_on_the_processor(case, library):
+@pytest.mark.parametrize(
+    ("name", "quant"),
+    [
+        ("gqa", "none"),
+        ("gqa", "a8w8"),
+        ("qwen3", "none"),
+        ("moe", "none"),
+        ("qwen3_moe", "fp8"),
+        ("qwen3_moe", "wint4"),
+    ],
+)
+def test_no_operator_of_a_step_runs_on_the_processor(name, quant, tmp_path, library):
     """What Paddle leaves to the processor is copied there, which the device plugin counts."""
     from qinfer.core.params import SamplingParams
     from qinfer.cuda_ops.build_cuda import DEVICE, plan_cuda
 
     plugin = ctypes.CDLL(str(plan_cuda().device / DEVICE))
     plugin.qinfer_nv_copies_to_host.restype = ctypes.c_size_t
-    folder, stored = case
+    case = tiny.CASES[name]
+    folder, prompt = tiny.write_checkpoint(tmp_path / "model", case), tiny.prompt(case)
     params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True).with_defaults({})
-    with open_llm(folder) as llm:
-        answers(llm, stored["prompt"].tolist(), params, 2)  # records the graph
-        llm.engine.add(stored["prompt"].tolist()[::-1], params)
-        llm.engine.add(stored["prompt"].tolist()[::-1], params)
+    with open_llm(folder, quant=quant) as llm:
+        answers(llm, prompt, params, 2)  # records the graph
+        llm.engine.add(prompt[::-1], params)
+        llm.engine.add(prompt[::-1], params)
         copies = []
         while llm.engine.has_work:
             before = plugin.qinfer_nv_copies_to_host()

@@ -184,6 +184,24 @@ def test_adjusted_products_are_recorded(version, rng):
     np.testing.assert_array_equal(recording.replay().numpy(), compute(held).numpy())
 
 
+@pytest.mark.parametrize("repeated", [False, True])
+def test_experts_of_fp8_in_blocks_are_single_products(repeated, rng):
+    experts, out, width, tokens, top_k, block = 3, 256, 160, 5, 2, 128
+    weight = e4m3(rng, experts * out, width)
+    scale = rng.uniform(1e-3, 1, (experts * out // block, 2)).astype(np.float32)
+    chosen = rng.integers(0, experts, (tokens, top_k)).astype(np.int32)
+    x = rng.normal(size=(tokens if repeated else tokens * top_k, width)).astype(np.float32)
+    arranged = ops.arrange_experts_fp8(*tensors(weight), experts)
+    placed = tensors(scale, chosen)
+    got = ops.expert_linear_fp8_block(*tensors(x), arranged, *placed, block, out).numpy()
+    for pair, expert in enumerate(chosen.ravel()):
+        rows, blocks = (slice(expert * n, (expert + 1) * n) for n in (out, out // block))
+        one = ops.arrange_fp8(*tensors(weight[rows]))
+        row = x[pair // top_k if repeated else pair][None]
+        alone = ops.linear_fp8_block(*tensors(row), one, *tensors(scale[blocks]), None, block)
+        np.testing.assert_allclose(got[pair], alone.numpy()[0], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize("repeated", [False, True])
 def test_experts_of_a8w8_are_single_products(static, repeated, rng):
