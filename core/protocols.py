@@ -19,7 +19,8 @@ from qinfer.core.types import (
 
 class Layer(Protocol):
     """A linear layer with its parameters: [T, in_features] -> [T, out_features].
-    It may have ``nbytes``, the bytes it holds, where that differs from what it was built from.
+    It may have ``nbytes``, the bytes it holds, where that differs from what it was built from, and
+    ``held`` (``qinfer.cuda_ops.fused.Held``), how its weight is held.
     """
 
     def __call__(self, x: Array) -> Array:

@@ -15,7 +15,7 @@ from paddle import Tensor
 
 from qinfer.core.errors import Unsupported
 from qinfer.core.types import LayerCache
-from qinfer.cuda_ops import cuda_experts, ops
+from qinfer.cuda_ops import cuda_experts, cuda_fused, ops
 from qinfer.cuda_ops.record import set_recorder
 from qinfer.cuda_ops.table import TABLE, use
 
@@ -71,6 +71,7 @@ def load_cuda(library: Path) -> None:
         ops.sample: _sample,
         ops.token_logprobs: _token_logprobs,
         **cuda_experts.VERSIONS,
+        **cuda_fused.VERSIONS,
     }
     for operator, version in versions.items():
         operator.versions[CUDA] = version

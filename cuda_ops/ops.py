@@ -13,6 +13,7 @@ from qinfer.cuda_ops.experts import (
     mix_experts,
     route,
 )
+from qinfer.cuda_ops.fused import Held, attend, norm_linear
 from qinfer.cuda_ops.linear import (
     arrange,
     arrange_int4,
@@ -44,6 +45,7 @@ from qinfer.cuda_ops.quantised import (
 from qinfer.cuda_ops.sampling import argmax, choose_tokens, edit_logits, sample, token_logprobs
 
 __all__ = [
+    "Held",
     "add_rms_norm",
     "add_zero_points",
     "argmax",
@@ -56,6 +58,7 @@ __all__ = [
     "arrange_fp8",
     "arrange_groups",
     "arrange_int4",
+    "attend",
     "choose_tokens",
     "each_expert",
     "edit_logits",
@@ -77,6 +80,7 @@ __all__ = [
     "linear_int8",
     "mix_experts",
     "nbytes",
+    "norm_linear",
     "paged_attention",
     "quantise",
     "rms_norm",

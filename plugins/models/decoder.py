@@ -8,7 +8,7 @@ from typing import Any
 from qinfer.core.decoder_weights import head_linear, layer_linears
 from qinfer.core.protocols import ModelParts
 from qinfer.core.rotary import log_scales, rotary_table
-from qinfer.core.types import Array, LayerCache, ModelConfig, StepInput
+from qinfer.core.types import Array, ExpertConfig, LayerCache, ModelConfig, StepInput
 from qinfer.cuda_ops import ops
 
 Linears = Mapping[str, Any]
@@ -31,19 +31,12 @@ class Decoder:
         """Write the new keys and values in place and return logits [R, vocab_size] float32."""
         residual = ops.embed(batch.token_ids, self.embedding, self.dtype)
         delta = None
-        for (attention_norm, attention, mlp_norm, mlp), memory in zip(
-            self.layers, cache, strict=True
-        ):
-            if delta is None:
-                x = ops.rms_norm(residual, attention_norm, self.eps)
-            else:
-                x, residual = ops.add_rms_norm(delta, residual, attention_norm, self.eps)
-            mixed = attention(x, batch, memory)
-            x, residual = ops.add_rms_norm(mixed, residual, mlp_norm, self.eps)
-            delta = mlp(x)
+        for (attention, mlp), memory in zip(self.layers, cache, strict=True):
+            mixed, residual = attention(delta, residual, batch, memory)
+            delta, residual = mlp(mixed, residual)
         rows, residual = (ops.take_rows(part, batch.logit_rows) for part in (delta, residual))
-        x, _ = ops.add_rms_norm(rows, residual, self.final_norm, self.eps)
-        return ops.to_float32(self.head(x))
+        logits, _ = ops.norm_linear(rows, residual, self.final_norm, self.eps, self.head)
+        return ops.to_float32(logits)
 
 
 class _PositionTables:
@@ -63,9 +56,13 @@ class _PositionTables:
         self.query_scale = None if scales is None else parts.constant(scales)
 
 
+Block = Callable[..., tuple[Array, Array]]
+"""(what the block before adds, or None; the sum so far [T, H]) -> the same after this block."""
+
+
 def _layer(
     config: ModelConfig, parts: ModelParts, layer: int, tables: _PositionTables
-) -> tuple[Array, Callable[..., Array], Array, Callable[[Array], Array]]:
+) -> tuple[Block, Block]:
     attention_norm = parts.parameter(f"layers.{layer}.attention_norm.weight")
     linears = {
         name: parts.experts(spec) if spec.experts else parts.linear(spec)
@@ -78,8 +75,8 @@ def _layer(
     )
     mlp_norm = parts.parameter(f"layers.{layer}.mlp_norm.weight")
     window = config.windows[layer] if config.windows else 0
-    attention = Attention(config, linears, tables, norms, window)
-    return attention_norm, attention, mlp_norm, _mlp(config, linears)
+    attention = Attention(config, attention_norm, linears, tables, norms, window)
+    return attention, _mlp(config, mlp_norm, linears)
 
 
 class Attention:
@@ -88,55 +85,68 @@ class Attention:
     def __init__(
         self,
         config: ModelConfig,
+        norm: Array,
         linears: Linears,
         tables: _PositionTables,
         norms: Sequence[Array | None],
         window: int,
     ) -> None:
-        self.qkv, self.output = linears["qkv"], linears["o"]
+        self.norm, self.qkv, self.output = norm, linears["qkv"], linears["o"]
         self.rotary, self.query_scale = tables.rotary, tables.query_scale
         self.q_norm, self.k_norm = norms
         self.eps, self.window, self.scale = config.rms_norm_eps, window, config.head_dim**-0.5
 
-    def __call__(self, x: Array, batch: StepInput, cache: LayerCache) -> Array:
-        """[T, H] -> [T, H]."""
-        queries = ops.rotary_kv_write(
-            self.qkv(x),
+    def __call__(
+        self, delta: Array | None, residual: Array, batch: StepInput, cache: LayerCache
+    ) -> tuple[Array, Array]:
+        """A ``Block``, with the step and this layer's memory."""
+        qkv, residual = ops.norm_linear(delta, residual, self.norm, self.eps, self.qkv)
+        mixed = ops.attend(
+            qkv,
             self.rotary,
-            batch.positions,
+            batch,
             cache,
-            batch.slot_mapping,
+            self.scale,
+            self.window,
             self.q_norm,
             self.k_norm,
             self.eps,
             self.query_scale,
         )
-        mixed = ops.paged_attention(
-            queries,
-            cache,
-            batch.query_starts,
-            batch.seq_lens,
-            batch.block_tables,
-            self.scale,
-            self.window,
+        return self.output(mixed), residual
+
+
+def _mlp(config: ModelConfig, norm: Array, linears: Linears) -> Block:
+    """The gated MLP, or the experts."""
+    eps = config.rms_norm_eps
+    if config.experts is not None and "router" in linears:
+        mixture = _mixture(config.experts, linears)
+
+        def mixed(delta: Array, residual: Array) -> tuple[Array, Array]:
+            x, residual = ops.add_rms_norm(delta, residual, norm, eps)
+            return mixture(x), residual
+
+        return mixed
+
+    def gated(delta: Array, residual: Array) -> tuple[Array, Array]:
+        hidden, residual = ops.norm_linear(
+            delta, residual, norm, eps, linears["gate_up"], is_gated=True
         )
-        return self.output(mixed)
+        return linears["down"](hidden), residual
+
+    return gated
 
 
-def _mlp(config: ModelConfig, linears: Linears) -> Callable[[Array], Array]:
-    """[T, H] -> [T, H]: the gated MLP, or the experts."""
+def _mixture(experts: ExpertConfig, linears: Linears) -> Callable[[Array], Array]:
+    """[T, H] -> [T, H]: the chosen experts, and the shared one."""
 
-    def gated(x: Array, name: str, *experts: Array) -> Array:
-        hidden = ops.silu_gate(linears[f"{name}gate_up"](x, *experts))
-        return linears[f"{name}down"](hidden, *experts)
-
-    if config.experts is None or "router" not in linears:
-        return lambda x: gated(x, "")
-    top_k, normalise = config.experts.top_k, config.experts.normalise
+    def gated(x: Array, name: str, *chosen: Array) -> Array:
+        hidden = ops.silu_gate(linears[f"{name}gate_up"](x, *chosen))
+        return linears[f"{name}down"](hidden, *chosen)
 
     def mixture(x: Array) -> Array:
-        weights, experts = ops.route(linears["router"](x), top_k, normalise)
-        routed = gated(x, "experts.", experts)
+        weights, chosen = ops.route(linears["router"](x), experts.top_k, experts.normalise)
+        routed = gated(x, "experts.", chosen)
         if "shared_gate" not in linears:
             return ops.mix_experts(routed, weights, None, None)
         return ops.mix_experts(routed, weights, gated(x, "shared."), linears["shared_gate"](x))

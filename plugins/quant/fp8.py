@@ -51,6 +51,10 @@ class Fp8Linear:
         self.weight = ops.arrange(params["weight"], "float32")
         self.scale, self.bias = params["scale"], params.get("bias")
         self.nbytes = ops.nbytes(self.weight, self.scale, self.bias)
+        out = self.scale.shape[0]
+        self.held = ops.Held(
+            format="e4m3", weight=self.weight, scale=self.scale, bias=self.bias, out=out
+        )
 
     def __call__(self, x: Array) -> Array:
         """[T, in] -> [T, out]."""

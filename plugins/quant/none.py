@@ -58,6 +58,9 @@ class PlainLinear:
         self.bias = params.get("bias")
         self.dtype, self.out_features = scheme.weight_dtype, spec.out_features
         self.nbytes = ops.nbytes(self.weight, self.bias)
+        self.held = ops.Held(
+            format="plain", weight=self.weight, scale=None, bias=self.bias, out=spec.out_features
+        )
 
     def __call__(self, x: Array) -> Array:
         """[T, in] -> [T, out]."""

@@ -50,6 +50,13 @@ class Int4Linear:
         self.weight, self.scale = ops.arrange_int4(params["weight"], params["scale"])
         self.bias, self.out_features = params.get("bias"), spec.out_features
         self.nbytes = ops.nbytes(self.weight, self.scale, self.bias)
+        self.held = ops.Held(
+            format="int4",
+            weight=self.weight,
+            scale=self.scale,
+            bias=self.bias,
+            out=spec.out_features,
+        )
 
     def __call__(self, x: Array) -> Array:
         """[T, in] -> [T, out]."""

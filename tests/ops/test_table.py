@@ -39,7 +39,11 @@ def test_every_operator_states_its_contract():
 OUTSIDE = {"edit_logits", "token_logprobs", "quantise", "each_expert"}
 
 
+MADE_OF_OTHERS = {"attend", "norm_linear"}
+"""Their references call operators of the table."""
+
+
 def test_a_decoding_step_leaves_nothing_to_the_reference(version):
     """A recording holds native operators only."""
     if version == "cpu":
-        assert set(table.use("cpu")) <= OUTSIDE
+        assert set(table.use("cpu")) <= OUTSIDE | MADE_OF_OTHERS

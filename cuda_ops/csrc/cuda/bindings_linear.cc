@@ -102,6 +102,15 @@ Product whole(const Operands& o, const void* x, const void* weight, Tensor& y) {
           o.out};
 }
 
+FusedProduct fused(const Operands& o, Tensor& y) {
+  FusedProduct p = {};
+  p.x = o.x.data(), p.weight = o.weight.data(), p.y = y.data();
+  p.scale = o.scale ? floats(*o.scale, "qinfer_cuda_linear: scale") : nullptr;
+  p.bias = o.bias ? o.bias->data() : nullptr;
+  p.rows = o.rows, p.in = o.in, p.out = o.out;
+  return p;
+}
+
 void multiply_e4m3(const Operands& o, Tensor& y, const Workspace& workspace) {
   Tensor scale = output({o.rows}, DataType::FLOAT32, o.x);
   if (o.rows > most_streamed(o.format)) {
@@ -126,7 +135,10 @@ std::vector<Tensor> linear(const Tensor& x, const Tensor& weight,
   Tensor y = output({o.rows, out}, x.dtype(), x);
   Spaces spaces(x);
   const Workspace workspace = std::ref(spaces);
-  if (o.format == Format::kE4M3) {
+  // int8 alone is faster by linear.cu, which rounds no inputs (benchmarks/gpu/NOTES.md)
+  if (o.format != Format::kInt8 && fused_knows(o.type, o.format, o.rows, o.in, o.out)) {
+    fused_product(o.format, fused(o, y), o.stream);
+  } else if (o.format == Format::kE4M3) {
     multiply_e4m3(o, y, workspace);
   } else if (o.rows <= most_streamed(o.format)) {
     stream_rows(o, x.data(), nullptr, y);
@@ -139,6 +151,54 @@ std::vector<Tensor> linear(const Tensor& x, const Tensor& weight,
     matmul(o.type, whole(o, x.data(), unpacked, y), workspace, o.stream);
   }
   return {y};
+}
+
+// The same as kernels one after the other.
+std::vector<Tensor> norm_then_linear(const Tensor& x, const paddle::optional<Tensor>& residual,
+                                     const Tensor& norm, const Tensor& weight,
+                                     const paddle::optional<Tensor>& scale,
+                                     const paddle::optional<Tensor>& bias, double eps,
+                                     int64_t format, int64_t out, bool gated) {
+  const Type type = type_of(x, "qinfer_cuda_norm_linear: x");
+  const int64_t rows = x.shape()[0], width = x.shape()[1];
+  const cudaStream_t stream = stream_of(x);
+  PD_CHECK(width % 8 == 0 && width <= 16384,
+           "qinfer_cuda_norm_linear: the width must be a multiple of 8 up to 16384");
+  Tensor normed = output(x.shape(), x.dtype(), x), total = x;
+  if (residual) total = output(x.shape(), x.dtype(), x);
+  rms_norm(type, x.data(), residual ? residual->data() : nullptr, norm.data(),
+           static_cast<float>(eps), normed.data(), residual ? total.data() : nullptr, rows, width,
+           stream);
+  const Tensor y = linear(normed, weight, scale, bias, format, out)[0];
+  if (!gated) return {y, total};
+  PD_CHECK(out % 16 == 0, "qinfer_cuda_norm_linear: gates must be a multiple of 8");
+  Tensor half = output({rows, out / 2}, x.dtype(), x);
+  silu_gate(type, y.data(), half.data(), rows, out / 2, stream);
+  return {half, total};
+}
+
+// y = product of norm(x + residual) * norm, gated or not, and x + residual; x itself where there is
+// no residual.
+std::vector<Tensor> norm_linear(const Tensor& x, const paddle::optional<Tensor>& residual,
+                                const Tensor& norm, const Tensor& weight,
+                                const paddle::optional<Tensor>& scale,
+                                const paddle::optional<Tensor>& bias, double eps, int64_t format,
+                                int64_t out, bool gated) {
+  const Operands o = checked(x, weight, scale, bias, format, out);
+  PD_CHECK(norm.dtype() == x.dtype() && norm.numel() == o.in &&
+               (!residual || (residual->shape() == x.shape() && residual->dtype() == x.dtype())),
+           "qinfer_cuda_norm_linear: the norm must be [in], the residual as x");
+  if (!fused_knows(o.type, o.format, o.rows, o.in, o.out))
+    return norm_then_linear(x, residual, norm, weight, scale, bias, eps, format, out, gated);
+  Tensor y = output({o.rows, gated ? out / 2 : out}, x.dtype(), x), total = x;
+  FusedProduct p = fused(o, y);
+  p.norm = norm.data(), p.eps = static_cast<float>(eps), p.gated = gated;
+  if (residual) {
+    total = output(x.shape(), x.dtype(), x);
+    p.residual = residual->data(), p.total = total.data();
+  }
+  fused_product(o.format, p, o.stream);
+  return {y, total};
 }
 
 // int4 values [out, in] as int8 -> packed bytes. Ends when it is done: products may read their
@@ -162,6 +222,13 @@ PD_BUILD_OP(qinfer_cuda_linear)
     .Outputs({"y"})
     .Attrs({"format: int64_t", "out: int64_t"})
     .SetKernelFn(PD_KERNEL(qinfer::cuda::linear));
+
+PD_BUILD_OP(qinfer_cuda_norm_linear)
+    .Inputs({"x", paddle::Optional("residual"), "norm", "weight", paddle::Optional("scale"),
+             paddle::Optional("bias")})
+    .Outputs({"y", "total"})
+    .Attrs({"eps: double", "format: int64_t", "out: int64_t", "gated: bool"})
+    .SetKernelFn(PD_KERNEL(qinfer::cuda::norm_linear));
 
 PD_BUILD_OP(qinfer_cuda_pack_int4)
     .Inputs({"weight"})

@@ -14,6 +14,7 @@ enum class Format { kPlain, kInt8, kE4M3, kInt4 };  // how a weight is held; kPl
 void check(cudaError_t code, const char* what);
 constexpr int kMostDevices = 64;
 int multiprocessors();  // of the current device
+int most_shared();      // bytes of shared memory that a block can have
 bool is_hopper();       // compute capability 9.0 or above: programmatic dependent launch
 bool is_sm90();         // 9.0 itself: the matrix units of hopper.cuh
 
@@ -72,6 +73,32 @@ bool attention_knows(const Paged& p);
 int64_t attention_scratch(const Paged& p);  // floats, from sizes alone
 void paged_attention(Type type, const Paged& p, cudaStream_t stream);
 
+// One query for each sequence: norms of the heads, rotary embedding, the new key and value into the
+// cache, attention over all of it. A cache of kInt8 or kE4M3 has scales [blocks, block_size,
+// kv_heads]. A negative slot is not written, a length of 0 gives zeros: such a row is padding.
+struct Decode {
+  const void* qkv;           // [sequences, (heads + 2 kv_heads) dim]
+  const float* rotary;       // as in Rotary
+  const int64_t* positions;  // [sequences]: rows of the table
+  const int64_t* slots;      // [sequences]
+  const int32_t* lengths;    // [sequences], the new token included
+  const int32_t* tables;     // [sequences, width]
+  void *keys, *values;       // [blocks, block_size, kv_heads, dim]
+  float *key_scales, *value_scales;
+  const void *q_norm, *k_norm;  // [dim] or null
+  const void* query_scale;      // [positions] or null
+  void* out;                    // [sequences, heads, dim]
+  float* scratch;               // decode_scratch(...) floats
+  int64_t sequences, width, block_size, heads, kv_heads, dim;
+  float eps, scale;
+  int window;  // the last tokens that are seen; 0: all
+  Format held;
+  bool is_static;  // scales [kv_heads] instead, for every token
+};
+bool decode_knows(int64_t dim);
+int64_t decode_scratch(const Decode& d);  // floats, from sizes alone
+void decode(Type type, const Decode& d, cudaStream_t stream);
+
 // y[rows, out] = (x[rows, in] W^T) * x_scale[row] * scale[channel] + bias; int4: a scale for each
 // group of 64 inputs. Weights [out, in] as they come, int4 packed by pack_int4. At most 64 rows.
 constexpr int64_t kStreamRows = 64;
@@ -85,6 +112,23 @@ struct Product {
   int64_t rows, in, out;
 };
 void product(Type type, Format format, const Product& p, cudaStream_t stream);
+
+// product(...) of norm(x + residual) * norm_weight, for up to 8 rows of bfloat16; with `gated` the
+// first half of the channels becomes silu(half) * other half. Which are to be had, fused_knows
+// says.
+struct FusedProduct {
+  const void *x, *residual, *norm;  // [rows, in], the same or null, [in] or null
+  void* total;                      // x + residual, where there is a residual
+  const void* weight;
+  const float* scale;
+  const void* bias;
+  void* y;  // [rows, out], or half as many
+  float eps;
+  int64_t rows, in, out;
+  bool gated;
+};
+bool fused_knows(Type type, Format format, int64_t rows, int64_t in, int64_t out);
+void fused_product(Format format, const FusedProduct& p, cudaStream_t stream);
 
 int64_t int4_bytes(int64_t out, int64_t in);
 void pack_int4(const int8_t* weight, uint8_t* packed, int64_t out, int64_t in, cudaStream_t stream);

@@ -7,7 +7,7 @@ namespace qinfer::cuda {
 namespace {
 
 struct Facts {
-  int multiprocessors = 0, major = 0;
+  int multiprocessors = 0, major = 0, shared = 0;
 };
 
 const Facts& facts() {
@@ -19,6 +19,8 @@ const Facts& facts() {
   std::call_once(once[device], [&] {
     Facts& f = known[device];
     check(cudaDeviceGetAttribute(&f.multiprocessors, cudaDevAttrMultiProcessorCount, device),
+          "reading a device attribute");
+    check(cudaDeviceGetAttribute(&f.shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
           "reading a device attribute");
     check(cudaDeviceGetAttribute(&f.major, cudaDevAttrComputeCapabilityMajor, device),
           "reading a device attribute");
@@ -36,6 +38,7 @@ void check(cudaError_t code, const char* what) {
 }
 
 int multiprocessors() { return facts().multiprocessors; }
+int most_shared() { return facts().shared; }
 bool is_hopper() { return facts().major >= 9; }
 bool is_sm90() { return facts().major == 9; }
 

@@ -4,6 +4,8 @@
 // are is free as long as weights and activations agree, so each of the four threads that share a
 // channel loads sixteen bytes that lie together: step i of them is its numbers 4 i to 4 i + 3.
 #pragma once
+#include <type_traits>
+
 #include "common.cuh"
 
 namespace qinfer::cuda {
@@ -56,10 +58,31 @@ __device__ __forceinline__ void from_int8(uint32_t bytes, uint32_t& low, uint32_
   low = pack<T>(f[0], f[1]), high = pack<T>(f[2], f[3]);
 }
 
+// float16 holds 1024 to 1279 exactly: the byte plus 128 goes into the mantissa of 1024.
+template <>
+__device__ __forceinline__ void from_int8<F16>(uint32_t bytes, uint32_t& low, uint32_t& high) {
+  const uint32_t shifted = bytes ^ 0x80808080u;
+  const auto less = [](uint32_t held) {
+    const __half2 r = __hsub2(*reinterpret_cast<const __half2*>(&held), __float2half2_rn(1152.0f));
+    return *reinterpret_cast<const uint32_t*>(&r);
+  };
+  low = less(__byte_perm(shifted, 0x64646464u, 0x4140));
+  high = less(__byte_perm(shifted, 0x64646464u, 0x4342));
+}
+
 // Four e4m3 numbers: sign, exponent and fraction moved to their places, the exponent's bias made
 // good by a multiplication, which is exact (subnormals too).
 template <class T>
 __device__ __forceinline__ void from_e4m3(uint32_t bytes, uint32_t& low, uint32_t& high) {
+#if __CUDA_ARCH__ >= 890 && !defined(NOCVT)
+  if constexpr (std::is_same_v<T, F16>) {
+    asm("{.reg .b16 a, b; mov.b32 {a, b}, %2; cvt.rn.f16x2.e4m3x2 %0, a; cvt.rn.f16x2.e4m3x2 %1, "
+        "b;}"
+        : "=r"(low), "=r"(high)
+        : "r"(bytes));
+    return;
+  }
+#endif
   const uint32_t a = __byte_perm(bytes, 0, 0x1404), b = __byte_perm(bytes, 0, 0x3424);
   if constexpr (sizeof(T) == 2 && std::is_same_v<T, BF16>) {
     // a byte now is the upper one of its half: seven bits go down to bits 10 to 4

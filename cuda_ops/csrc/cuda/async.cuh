@@ -1,0 +1,34 @@
+// Asynchronous copies from memory into shared memory (cp.async), which use no registers.
+#pragma once
+#include <cuda_fp8.h>
+
+#include "common.cuh"
+
+namespace qinfer::cuda {
+
+__device__ __forceinline__ uint32_t shared_address(const void* at) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(at));
+}
+
+// Sixteen bytes past the first-level cache, or zeros.
+__device__ __forceinline__ void copy16(void* to, const void* from, bool inside) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+               "r"(inside ? 16 : 0)
+               : "memory");
+}
+__device__ __forceinline__ void copy4(void* to, const void* from, bool inside) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(to)), "l"(from),
+               "r"(inside ? 4 : 0)
+               : "memory");
+}
+__device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Returns when all but the last `Left` groups of this thread's have come.
+template <int Left>
+__device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(Left) : "memory");
+}
+
+__device__ __forceinline__ uint4 load16(const void* at) { return *static_cast<const uint4*>(at); }
+
+}  // namespace qinfer::cuda

@@ -1,0 +1,138 @@
+// The inputs of a product of very few rows, made in shared memory: the residual sum, the norm's
+// weights, and the rounding that the weight's format asks for.
+#pragma once
+#include "fused_weights.cuh"
+
+namespace qinfer::cuda {
+
+// A row has W / (rows, as a power of two) warps. What a whole row has to be multiplied with, the
+// norm's factor above all, is left to the results.
+template <Format F, class P>
+struct Inputs {
+  using Weights = Stream<F, P>;
+  using M = typename Weights::M;
+  static constexpr bool kRounded = F != Format::kPlain;
+  static constexpr int kBatch = 2;  // loads of sixteen bytes on their way
+
+  const Weights& f;
+  const Arguments& p;
+  int warps = P::kW, row, first, stride, end;
+  BF16* held;  // before it is rounded
+
+  __device__ explicit Inputs(const Weights& weights) : f(weights), p(weights.p) {
+    for (int rows = 1; rows < p.rows; rows *= 2) warps /= 2;
+    row = f.warp / warps;
+    first = (f.warp % warps * 32 + f.lane) * 8, stride = warps * 32 * 8;
+    end = row < p.rows ? f.steps * Weights::kStep : 0;
+    held = reinterpret_cast<BF16*>(f.inputs) + min(row, p.rows - 1) * f.pitch;
+  }
+
+  // Weights of the norm wait where the inputs will be.
+  __device__ __forceinline__ void before() const {
+    if (p.norm)
+      for (int i = first; i < min(end, p.in); i += stride) copy16(held + i, p.norm + i, true);
+    commit();
+  }
+
+  __device__ __forceinline__ void after() const {
+    if (!p.norm && !kRounded) {
+      for (int i = first; i < end; i += stride)
+        copy16(held + i, p.x + int64_t(row) * p.in + i, i < p.in);
+      commit();
+      wait_for_copies<0>();
+    } else {
+      wait_for_copies<P::kS>();
+      read();
+      __syncthreads();
+      if (kRounded) round();
+    }
+    __syncthreads();
+  }
+
+  // What the results of a row are too large by, and then have to be multiplied with.
+  __device__ __forceinline__ float2 correction(int of) const {
+    if (!p.norm && !kRounded) return {0, 1};
+    float squares = 0, sum = 0;
+    for (int w = of * warps; w < (of + 1) * warps; ++w)
+      squares += f.found[w * 4], sum += f.found[w * 4 + 2];
+    const float norm = p.norm ? rsqrtf(squares / p.in + p.eps) : 1.0f;
+    if (!kRounded) return {0, norm};
+    return {F == Format::kInt8 ? sum * kInt8Shift : 0.0f, norm / unit(of)};
+  }
+
+ private:
+  __device__ __forceinline__ void read() const {
+    float squares = 0, most = 0;
+    for (int at = first; at < end; at += stride * kBatch) {
+      uint4 x[kBatch] = {}, more[kBatch] = {};
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) {
+        const int i = at + b * stride;
+        if (i >= p.in) continue;
+        x[b] = load16(p.x + int64_t(row) * p.in + i);
+        if (p.residual) more[b] = load16(p.residual + int64_t(row) * p.in + i);
+      }
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) keep(at + b * stride, x[b], more[b], squares, most);
+    }
+    squares = warp_sum(squares), most = warp_max(most);
+    if (f.lane == 0) f.found[f.warp * 4] = squares, f.found[f.warp * 4 + 1] = most;
+  }
+
+  __device__ __forceinline__ void keep(int i, const uint4& x, const uint4& more, float& squares,
+                                       float& most) const {
+    if (i >= end) return;
+    float v[8] = {};
+    unpack8<BF16>(x, v);
+    if (p.residual && i < p.in) {
+      float other[8];
+      unpack8<BF16>(more, other);
+#pragma unroll
+      for (int j = 0; j < 8; ++j) v[j] += other[j];
+      const uint4 sum = pack8<BF16>(v);
+      if (blockIdx.x == 0) *reinterpret_cast<uint4*>(p.total + int64_t(row) * p.in + i) = sum;
+      unpack8<BF16>(sum, v);  // the norm is of the sum as it is kept
+    }
+    if (p.norm && i < p.in) {
+      float w[8];
+      unpack8<BF16>(*reinterpret_cast<const uint4*>(held + i), w);
+#pragma unroll
+      for (int j = 0; j < 8; ++j) squares += v[j] * v[j], v[j] *= w[j];
+    }
+#pragma unroll
+    for (int j = 0; j < 8; ++j) most = fmaxf(most, fabsf(v[j]));
+    *reinterpret_cast<uint4*>(held + i) = pack8<BF16>(v);
+  }
+
+  // A row is multiplied with this. e4m3: its largest magnitude becomes 448, as the operator's
+  // contract has it; otherwise a power of two brings it below 2^13, so that nothing of a bfloat16
+  // row is lost in float16 but numbers 2^-27 of its largest.
+  __device__ __forceinline__ float unit(int of) const {
+    float most = 0;
+    for (int w = of * warps; w < (of + 1) * warps; ++w) most = fmaxf(most, f.found[w * 4 + 1]);
+    if constexpr (F == Format::kE4M3) return 448.0f / fmaxf(most, 448.0f * 1e-30f);
+    const int exponent = int(__float_as_uint(most) >> 23);
+    return __uint_as_float(uint32_t(min(max(254 + 12 - exponent, 1), 253)) << 23);
+  }
+
+  __device__ __forceinline__ void round() const {
+    const float by = unit(min(row, p.rows - 1));
+    float all = 0;
+    for (int i = first; i < end; i += stride) {
+      float v[8] = {};
+      auto* at = reinterpret_cast<uint4*>(held + i);
+      unpack8<BF16>(*at, v);
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        v[j] *= by;
+        v[j] = F == Format::kE4M3 ? float(__nv_fp8_e4m3(v[j])) : number(M(v[j]));
+        all += v[j];
+      }
+      *at = pack8<M>(v);
+    }
+    all = warp_sum(all);
+    if (f.lane == 0) f.found[f.warp * 4 + 2] = all;
+  }
+};
+
+}  // namespace qinfer::cuda
