@@ -262,7 +262,7 @@ bool matmul_hopper_suits(int64_t rows, int64_t in, int64_t out, bool gated) {
   const int64_t tiles = row_tiles * ((outs + width - 1) / width), pairs = multiprocessors() / 2;
   const int64_t waves = (tiles + pairs - 1) / pairs;
   const double whole = double(rows) * outs / (2.0 * kRows * width);  // tiles, counted exactly
-  return whole / double(waves * pairs) > 0.75;
+  return whole / double(waves * pairs) > (gated ? 0.85 : 0.75);
 }
 
 void matmul_hopper(Type type, bool is_e4m3, bool gated, const Product& p, cudaStream_t stream) {
