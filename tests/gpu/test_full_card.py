@@ -4,12 +4,16 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from gpu.test_fused import layer_of
 from gpu.tools import ROUNDING, back, card, error, rounded
-from ops.reference64 import held_by_cache
+from ops.reference64 import held_by_cache, rms_norm
 from qinfer.cuda_ops import ops
 
 ROWS, WIDTH, OUT = 4000, 80, 8432
 """16 pairs of tiles of 128 rows by 33 of 256 outputs, the last of each not full."""
+
+OUT_GATED = 4216
+"""The same for tiles of 128 gates and as many that they let through."""
 
 
 def test_e4m3_rows_and_weights(rng):
@@ -21,6 +25,20 @@ def test_e4m3_rows_and_weights(rng):
     held = held_by_cache(x.astype(np.float32), "float8_e4m3fn").astype(np.float64)
     expected = held @ weight.astype(np.float64).T * scale + bias.astype(np.float64)
     assert error(got, expected) < ROUNDING["bfloat16"]
+
+
+@pytest.mark.parametrize("format_", ["plain", "e4m3"])
+def test_gates(format_, rng):
+    layer, weight, bias = layer_of(format_, WIDTH, 2 * OUT_GATED, rng)
+    x = rounded(rng.normal(size=(ROWS, WIDTH)), "bfloat16")
+    norm = rounded(rng.normal(size=WIDTH) / 4 + 1, "bfloat16")
+    got, _ = ops.norm_linear(None, card(x), card(norm), 1e-6, layer, True)
+    normed = rms_norm(x, norm.astype(np.float64), 1e-6)
+    if format_ == "e4m3":
+        kept = rounded(normed, "bfloat16").astype(np.float32)
+        normed = held_by_cache(kept, "float8_e4m3fn").astype(np.float64)
+    gate, up = np.split(normed @ weight.T + bias, 2, axis=1)
+    assert error(back(got), gate / (1 + np.exp(-gate)) * up) < (4e-2 if format_ == "e4m3" else 2e-2)
 
 
 @pytest.mark.parametrize("rows", [17, 40, 64, 100, 128, 190])

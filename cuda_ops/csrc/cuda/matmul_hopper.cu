@@ -13,7 +13,6 @@ namespace {
 
 constexpr int kStages = 4, kRows = 128, kOutputs = 256, kBytes = 128;  // of a row in a stage
 constexpr int kThreads = 3 * 128, kBox = 64;
-constexpr int kTogether = 8;  // pairs of row tiles that are computed before the next outputs
 
 struct Maps {
   CUtensorMap x, weight, y;
@@ -38,6 +37,8 @@ struct Shared {
 };
 
 #ifdef QINFER_HOPPER
+
+constexpr int kTogether = 8;  // pairs of row tiles that are computed before the next outputs
 
 __device__ __forceinline__ uint32_t block_in_cluster() {
   uint32_t rank;
@@ -186,7 +187,7 @@ struct Multiplier {
 #endif
 
 template <class T, class Y, bool Gated>
-__global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads, 1)
     matmul_kernel(const __grid_constant__ Maps maps, const Sizes z, const Extras extras) {
 #ifdef QINFER_HOPPER
   extern __shared__ unsigned char memory[];
@@ -248,8 +249,8 @@ void run(const Product& p, cudaStream_t stream) {
   const int each = Gated ? kOutputs / 2 : kOutputs;
   z.tiles = z.row_tiles * ((width + each - 1) / each);
   const int blocks = std::min(z.tiles * 2, multiprocessors() / 2 * 2);
-  launch(kernel, dim3(blocks), kThreads, kShared, stream, maps, z,
-         Extras{p.scale, p.x_scale, p.bias});
+  launch_clusters(kernel, dim3(blocks), 2, kThreads, kShared, stream, maps, z,
+                  Extras{p.scale, p.x_scale, p.bias});
 }
 
 }  // namespace
@@ -261,7 +262,7 @@ bool matmul_hopper_suits(int64_t rows, int64_t in, int64_t out, bool gated) {
   const int64_t tiles = row_tiles * ((outs + width - 1) / width), pairs = multiprocessors() / 2;
   const int64_t waves = (tiles + pairs - 1) / pairs;
   const double whole = double(rows) * outs / (2.0 * kRows * width);  // tiles, counted exactly
-  return whole / double(waves * pairs) > 0.75;
+  return whole / double(waves * pairs) > (gated ? 0.85 : 0.75);
 }
 
 void matmul_hopper(Type type, bool is_e4m3, bool gated, const Product& p, cudaStream_t stream) {
