@@ -59,7 +59,7 @@ def all_programs(options: Namespace, model: Path) -> list[Program]:
 def _own(options: Namespace, model: Path, held: Parameters) -> list[Program]:
     # As the native operators hold a bfloat16 checkpoint; every scheme leaves the head alone. int4
     # has a float32 scale for every 64 weights.
-    in_layers = {"none": 2, "wint8": 1, "wint4": 0.5625, "fp8": 1}
+    in_layers = {"none": 2, "wint8": 1, "wint4": 0.5625, "fp8": 1, "a8w8": 1, "a8w8c8": 1}
     script, threads = peer_script("qinfer_peer.py"), str(options.threads)
     return [
         Program(

@@ -13,21 +13,6 @@ void in_vectors(int64_t first, int64_t end, const Work& work) {
   for (int64_t k = first; k < end; k += kLanes) work(k, std::min<int64_t>(kLanes, end - k));
 }
 
-// `count` numbers, zeros behind them.
-F32 load_some(const float* from, int64_t count) {
-  if (count == kLanes) return load<F32>(from);
-  float lanes[kLanes] = {};
-  std::copy_n(from, count, lanes);
-  return load<F32>(lanes);
-}
-
-void store_some(float* to, F32 v, int64_t count) {
-  if (count == kLanes) return store(to, v);
-  float lanes[kLanes];
-  store(lanes, v);
-  std::copy_n(lanes, count, to);
-}
-
 float total(const float* x, int64_t count) {
   F32 parts = {};
   in_vectors(0, count, [&](int64_t k, int64_t here) { parts += load_some(x + k, here); });

@@ -1,5 +1,5 @@
 // Weights in e4m3 as the float tiles want them, and x rounded to e4m3.
-//   write        rounded numbers of x in the type X
+//   rounded      numbers of x that e4m3 holds, in the type X
 //   kUnit        what one of its weights stands for
 //   kDecodes     whether there is a `decode` for many rows
 //   place(o, i)  which byte of a step has input i of output o of a panel
@@ -73,7 +73,7 @@ struct E4M3Weights {
     return (F32)_mm512_dpbf16_ps((__m512)acc, (__m512bh)w, (__m512bh)_mm512_set1_epi32(pair));
   }
 
-  static void write(uint16_t* to, F32 x) { store(to, to_bf16(x)); }
+  static U16 rounded(F32 x) { return to_bf16(x); }
 
   // Which byte of a step has input i of its four for output o.
   static int64_t place(int o, int i) { return o / 4 * 16 + i / 2 * 8 + o % 4 * 2 + i % 2; }
@@ -100,7 +100,7 @@ struct E4M3Weights {
     for (int64_t s = 0; s < steps; ++s) store(to + s * kLanes, decode_e4m3(from + s * kBytes));
   }
 
-  static void write(float* to, F32 x) { store(to, x); }
+  static F32 rounded(F32 x) { return x; }
 
   static int64_t place(int o, int) { return o; }
 };
@@ -118,11 +118,8 @@ inline int64_t e4m3_stride(int64_t in) {
 inline void round_to_e4m3(const float* x, E4M3Weights::X* to, int64_t in, int64_t padded,
                           float unit) {
   for (int64_t k = 0; k < padded; k += kLanes) {
-    float part[kLanes] = {};
-    E4M3Weights::X rounded[kLanes];
-    std::copy_n(x + k, std::max<int64_t>(std::min<int64_t>(kLanes, in - k), 0), part);
-    E4M3Weights::write(rounded, round_e4m3(load<F32>(part) / unit));
-    std::copy_n(rounded, std::min<int64_t>(kLanes, padded - k), to + k);
+    const F32 part = load_some(x + k, std::max<int64_t>(in - k, 0));
+    store_some(to + k, E4M3Weights::rounded(round_e4m3(part / unit)), padded - k);
   }
 }
 

@@ -12,14 +12,10 @@ void Rounded::round(const float* x, int64_t count, int64_t g, float by, float le
   int16_t* to = numbers.get() + g * padded;
   I32 total = {};
   for (int64_t k = 0; k < count; k += kLanes) {
-    float buffer[kLanes] = {};
-    const int64_t here = std::min<int64_t>(kLanes, count - k);
-    std::copy_n(x + k, here, buffer);
-    const F32 clipped = max(min(load<F32>(buffer) / by, splat(most)), splat(least));
+    const F32 part = load_some(x + k, count - k);
+    const F32 clipped = max(min(part / by, splat(most)), splat(least));
     const I32 q = __builtin_convertvector(nearest(clipped), I32);
-    int16_t rounded[kLanes];
-    store(rounded, __builtin_convertvector(q, I16));
-    std::copy_n(rounded, here, to + k);
+    store_some(to + k, __builtin_convertvector(q, I16), count - k);
     total += q;
   }
   std::fill(to + count, to + padded, int16_t{0});

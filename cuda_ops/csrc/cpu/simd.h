@@ -39,6 +39,22 @@ inline void store(void* p, V v) {
   std::memcpy(p, &v, sizeof(V));
 }
 
+// `count` numbers at the most, zeros behind them; whole vectors the short way.
+inline F32 load_some(const float* from, int64_t count) {
+  if (count >= kLanes) return load<F32>(from);
+  float lanes[kLanes] = {};
+  for (int64_t i = 0; i < count; ++i) lanes[i] = from[i];
+  return load<F32>(lanes);
+}
+
+template <typename T, typename V>
+inline void store_some(T* to, V v, int64_t count) {
+  if (count >= kLanes) return store(to, v);
+  T lanes[kLanes];
+  store(lanes, v);
+  for (int64_t i = 0; i < count; ++i) to[i] = lanes[i];
+}
+
 // Less zero, not plus: x + 0 is another number for -0, so it would be added up indeed.
 inline F32 splat(float x) { return x - F32{}; }
 
@@ -55,7 +71,13 @@ inline F32 add_product(F32 sum, F32 a, F32 b) {
 }
 
 // The float whose upper half these bits are, and back: to the nearest, ties to even.
-inline F32 from_bf16(U16 bits) { return (F32)(__builtin_convertvector(bits, U32) << 16); }
+inline F32 from_bf16(U16 bits) {
+#if defined(__AVX2__) && !defined(__AVX512F__)  // for which GCC takes four instructions
+  return (F32)((U32)_mm256_cvtepu16_epi32((__m128i)bits) << 16);
+#else
+  return (F32)(__builtin_convertvector(bits, U32) << 16);
+#endif
+}
 
 inline U16 to_bf16(F32 x) {
   const U32 bits = (U32)x;
@@ -102,7 +124,11 @@ inline F32 nearest(F32 x) { return (x + 12582912.0f) - 12582912.0f; }
 // Seven bits up, an e4m3 reads as a float16 that is 2^8 smaller; the mask clears the copy of the
 // sign that the widening left in bit 14. The result is those smaller values.
 inline F32 decode_e4m3(const void* bytes) {
+#if defined(__AVX2__) && !defined(__AVX512F__)  // for which GCC takes four instructions
+  const I16 wide = (I16)_mm_cvtepi8_epi16(_mm_loadl_epi64((const __m128i*)bytes));
+#else
   const I16 wide = __builtin_convertvector(load<I8>(bytes), I16);
+#endif
   const I16 bits = (wide << 7) & (int16_t)0xBF80;
 #if defined(__AVX512F__)
   return (F32)_mm512_cvtph_ps((__m256i)bits);
