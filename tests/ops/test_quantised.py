@@ -199,7 +199,9 @@ def test_experts_of_fp8_in_blocks_are_single_products(repeated, rng):
         one = ops.arrange_fp8(*tensors(weight[rows]))
         row = x[pair // top_k if repeated else pair][None]
         alone = ops.linear_fp8_block(*tensors(row), one, *tensors(scale[blocks]), None, block)
-        np.testing.assert_allclose(got[pair], alone.numpy()[0], rtol=1e-5, atol=1e-5)
+        expected = alone.numpy()[0]
+        # One of them is native, the other not: they add in different orders.
+        assert np.abs(got[pair] - expected).max() < 1e-6 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("static", [False, True])
