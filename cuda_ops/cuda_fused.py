@@ -31,7 +31,7 @@ def norm_linear(
 ) -> tuple[Tensor, Tensor]:
     """One operator for a layer that shows how its weight is held, one kernel for few rows."""
     held: fused.Held | None = getattr(layer, "held", None)
-    if held is None or (is_gated and held.out % 16):  # the card's gates come in eights
+    if held is None:
         parts = fused.norm_linear.versions[REFERENCE]
         return parts(delta, residual, weight, eps, layer, is_gated)
     y, total = _run(
