@@ -8,8 +8,9 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
-from qinfer.cuda_ops import ops
+from qinfer.cuda_ops import build_cuda, ops
 from qinfer.cuda_ops.build import sources_digest
+from qinfer.cuda_ops.cuda import CUDA
 from qinfer.cuda_ops.linear import INT4_GROUP
 from qinfer.cuda_ops.native_table import CPU
 from qinfer.cuda_ops.table import version_in_use
@@ -20,10 +21,12 @@ OUT, IN = 48, 2 * INT4_GROUP
 
 def facts() -> dict[str, str]:
     """Facts about the operators in use: the sources of native ones, and for each weight format a
-    digest of how they arrange a known weight, which differs between processors.
+    digest of how they arrange a known weight, which differs between processors but not cards.
 
     The reference has none: Paddle's own operators are the same everywhere.
     """
+    if version_in_use() == CUDA:
+        return {"sources": build_cuda.sources_digest()[:20]}
     if version_in_use() != CPU:
         return {}
     codes = np.resize(np.arange(-8, 8, dtype=np.int8), (OUT, IN)).copy()

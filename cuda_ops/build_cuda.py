@@ -28,6 +28,7 @@ from qinfer.cuda_ops.build_facts import Facts, digest, files_digest, why_again, 
 
 HERE = Path(__file__).parent
 KERNELS = HERE / "csrc" / "cuda"
+SHARED = HERE / "csrc" / "infer.h"  # with the CPU's operators
 PLUGIN = HERE / "device"
 OPERATORS, DEVICE = "libqinfer_cuda.so", "libqinfer_nv.so"
 FLAGS = ("-std=c++17", "-O2", "-fPIC", "-Wno-psabi")
@@ -85,7 +86,7 @@ def plan_cuda(architectures: Sequence[str] = ()) -> CudaBuild:
     cuda = _toolkit(nvcc)
     cublas = _cublas(cuda)
     facts = {
-        "the sources": files_digest([*KERNELS.iterdir(), *PLUGIN.iterdir()]),
+        "the sources": sources_digest(),
         "Paddle": (paddle / "version" / "__init__.py").read_text(encoding="utf-8"),
         "the CUDA compiler": said,
         "the C++ compiler": run_compiler([compiler, "--version"]).stdout,
@@ -105,6 +106,11 @@ def plan_cuda(architectures: Sequence[str] = ()) -> CudaBuild:
         device=cache_dir() / "operators" / f"{name}-nv",
         facts=facts,
     )
+
+
+def sources_digest() -> str:
+    """A digest of the sources of the CUDA operators and the device plugin."""
+    return files_digest([*KERNELS.iterdir(), *PLUGIN.iterdir(), SHARED])
 
 
 def build_cuda(

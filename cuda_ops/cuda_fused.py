@@ -15,9 +15,6 @@ from qinfer.cuda_ops.table import REFERENCE
 FORMATS = {"plain": 0, "int8": 1, "e4m3": 2, "int4": 3}
 """Weight formats, as csrc/cuda/kernels.h counts them."""
 
-DECODED = (16, 32, 64, 128)
-"""Head sizes that ``decode_knows`` of csrc/cuda/decode.cu takes."""
-
 _run = paddle._C_ops._run_custom_op
 
 
@@ -62,27 +59,23 @@ def attend(
     eps: float = 0.0,
     query_scale: Tensor | None = None,
 ) -> Tensor:
-    """One kernel where each sequence brings one token."""
-    is_decode = qkv.shape[0] == batch.seq_lens.shape[0]
-    if not is_decode or cache.keys.shape[3] not in DECODED:
-        parts = fused.attend.versions[REFERENCE]
-        norms = (q_norm, k_norm, eps, query_scale)
-        return parts(qkv, rotary, batch, cache, scale, window, *norms)
+    """One operator, and one kernel where each sequence brings one token."""
     return _run(
-        "qinfer_cuda_decode",
+        "qinfer_cuda_attend",
         qkv,
         rotary,
         batch.positions,
         batch.slot_mapping,
-        batch.seq_lens,
-        batch.block_tables,
         cache.keys,
         cache.values,
+        cache.key_scales,
+        cache.value_scales,
         q_norm,
         k_norm,
         query_scale,
-        cache.key_scales,
-        cache.value_scales,
+        batch.query_starts,
+        batch.seq_lens,
+        batch.block_tables,
         eps,
         scale,
         window,

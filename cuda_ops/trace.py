@@ -18,8 +18,10 @@ import paddle
 from paddle import Tensor
 
 from qinfer.core.types import CacheSpec, LayerCache, StepInput
+from qinfer.cuda_ops.cuda import CUDA
+from qinfer.cuda_ops.fused import Held
 from qinfer.cuda_ops.linear import e4m3_codes
-from qinfer.cuda_ops.table import TABLE, Operator
+from qinfer.cuda_ops.table import TABLE, Operator, version_in_use
 
 STEP = {
     "token_ids": ([-1], "int64"),
@@ -51,33 +53,67 @@ def trace(model: Callable[[StepInput, Sequence[LayerCache]], Any], cache: CacheS
     Every tensor an operator is given becomes a parameter, named after the operator and its
     argument. Raises whatever the model does, over symbols: it must not read tensors.
     """
-    parameters: dict[str, Tensor] = {}
-    symbols: dict[int, Any] = {}
-
-    def symbol(value: Any, name: str) -> Any:
-        if isinstance(value, (list, tuple)):
-            return type(value)(symbol(one, name) for one in value)
-        if not isinstance(value, Tensor):
-            return value
-        if (key := id(value)) not in symbols:
-            unique = f"{name}.{len(parameters)}"
-            parameters[unique] = value
-            # Programs can neither slice e4m3 numbers nor take them for bits: they get the bits.
-            dtype = paddle.int8 if value.dtype == paddle.float8_e4m3fn else value.dtype
-            symbols[key] = paddle.static.data(unique, value.shape, dtype)
-        return symbols[key]
-
+    symbols = _Symbols()
     program = paddle.static.Program()
-    with static_mode(), paddle.static.program_guard(program), _arguments(symbol):
+    with static_mode(), paddle.static.program_guard(program), _arguments(symbols.of):
         step = {name: paddle.static.data(name, *kind) for name, kind in STEP.items()}
         layers = [_cache(cache, layer) for layer in range(cache.num_layers)]
         logits = model(StepInput(**step), layers)
     entries = [tensor for layer in layers for tensor in cache_tensors(layer).values()]
-    inputs = (*step.values(), *entries, *symbols.values())
-    for name, tensor in parameters.items():
-        if tensor.dtype == paddle.float8_e4m3fn:
-            parameters[name] = e4m3_codes(tensor)
-    return Traced(program=program, inputs=inputs, logits=logits, parameters=parameters)
+    inputs = (*step.values(), *entries, *symbols.by_id.values())
+    return Traced(program=program, inputs=inputs, logits=logits, parameters=symbols.parameters())
+
+
+class _Symbols:
+    """What stands for the tensors that operators are given."""
+
+    def __init__(self) -> None:
+        self.by_id: dict[int, Any] = {}
+        self.tensors: dict[str, Tensor] = {}
+        # Paddle's operators can neither slice e4m3 numbers nor, in a program, take them for bits:
+        # they get the bits.
+        self.as_bits = version_in_use() != CUDA
+
+    def of(self, value: Any, name: str) -> Any:
+        """The symbols of a tensor, of several, or of those a layer shows; else the value."""
+        if isinstance(value, (list, tuple)):
+            return type(value)(self.of(one, name) for one in value)
+        if isinstance(held := getattr(value, "held", None), Held):
+            parts = {part: self.of(getattr(held, part), f"{name}.{part}") for part in TENSORS}
+            return _Shown(value, replace(held, **parts))
+        if not isinstance(value, Tensor):
+            return value
+        if (key := id(value)) not in self.by_id:
+            unique = f"{name}.{len(self.tensors)}"
+            self.tensors[unique] = value
+            dtype = paddle.int8 if self._is_cut(value) else value.dtype
+            self.by_id[key] = paddle.static.data(unique, value.shape, dtype)
+        return self.by_id[key]
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Name -> tensor, as the program takes it."""
+        return {
+            name: e4m3_codes(tensor) if self._is_cut(tensor) else tensor
+            for name, tensor in self.tensors.items()
+        }
+
+    def _is_cut(self, tensor: Tensor) -> bool:
+        return self.as_bits and tensor.dtype == paddle.float8_e4m3fn
+
+
+TENSORS = ("weight", "scale", "bias")
+"""Fields of ``Held``."""
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A layer over symbols."""
+
+    layer: Callable[[Any], Any]
+    held: Held
+
+    def __call__(self, x: Any) -> Any:
+        return self.layer(x)
 
 
 def cache_name(layer: int, field: str) -> str:

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 from qinfer.core.errors import BadCheckpoint
 from qinfer.core.export.manifest import AGAIN, FileFacts
-from qinfer.core.store import file_sha256
+from qinfer.core.machine import usable_cores
+
+Pieces = Sequence[Future[bytes]]
+"""The sums of a file's pieces, in their order."""
+
+
+PIECE = 64 << 20
+"""Bytes of a file that are summed at a time, by as many threads as there are processors: one would
+sum the parameters of a large model for longer than a card takes to load them.
+"""
 
 
 def file_facts(folder: Path) -> dict[str, FileFacts]:
     """Size and checksum of every file in a folder."""
-    return {
-        path.name: FileFacts(size=path.stat().st_size, sha256=file_sha256(path))
-        for path in sorted(folder.iterdir())
-    }
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        sums = {name: _begin(pool, folder / name, size) for name, size in sizes.items()}
+        return {
+            name: FileFacts(size=size, sha256=_joined(sums[name])) for name, size in sizes.items()
+        }
 
 
 @contextmanager
@@ -27,8 +39,8 @@ def checking(folder: Path, files: Mapping[str, FileFacts]) -> Iterator[Checksums
     Reading 269 MB takes 0.2 s, which is nothing beside importing Paddle at the same time.
     """
     _compare_sizes(folder, files)
-    with ThreadPoolExecutor(2) as pool:
-        sums = {name: pool.submit(file_sha256, folder / name) for name in files}
+    with ThreadPoolExecutor(max(2, usable_cores())) as pool:
+        sums = {name: _begin(pool, folder / name, facts.size) for name, facts in files.items()}
         yield Checksums(folder, files, sums)
         pool.shutdown(cancel_futures=True)
 
@@ -37,7 +49,7 @@ class Checksums:
     """Checksums that are being computed."""
 
     def __init__(
-        self, folder: Path, files: Mapping[str, FileFacts], sums: Mapping[str, Future[str]]
+        self, folder: Path, files: Mapping[str, FileFacts], sums: Mapping[str, Pieces]
     ) -> None:
         self.folder, self.files, self.sums = folder, files, sums
 
@@ -45,11 +57,32 @@ class Checksums:
         """Wait for all of them. Raises BadCheckpoint naming a file that is not as it was."""
         for name, found in self.sums.items():
             try:
-                is_right = found.result() == self.files[name].sha256
+                is_right = _joined(found) == self.files[name].sha256
             except OSError as error:
                 raise _bad(self.folder, name, f"cannot be read: {error.strerror}") from error
             if not is_right:
                 raise _bad(self.folder, name, "is damaged or was changed: its checksum is another")
+
+
+def _begin(pool: ThreadPoolExecutor, path: Path, size: int) -> Pieces:
+    return [pool.submit(_sum_piece, path, start) for start in range(0, size or 1, PIECE)]
+
+
+def _sum_piece(path: Path, start: int) -> bytes:
+    """SHA-256 of up to PIECE bytes from ``start`` on."""
+    digest, left = hashlib.sha256(), PIECE
+    with path.open("rb") as file:
+        file.seek(start)
+        while left and (block := file.read(min(left, 1 << 20))):
+            digest.update(block)
+            left -= len(block)
+    return digest.digest()
+
+
+def _joined(pieces: Pieces) -> str:
+    """Of one piece its SHA-256, of several that of their sums in a row; hexadecimal."""
+    sums = [piece.result() for piece in pieces]
+    return sums[0].hex() if len(sums) == 1 else hashlib.sha256(b"".join(sums)).hexdigest()
 
 
 def _compare_sizes(folder: Path, files: Mapping[str, FileFacts]) -> None:

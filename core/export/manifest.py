@@ -38,7 +38,7 @@ class Maker:
 
 @dataclass(frozen=True, kw_only=True)
 class FileFacts:
-    """A file's bytes and SHA-256."""
+    """A file's bytes and SHA-256; of a file in several pieces that of their sums (checks.py)."""
 
     size: int
     sha256: str

@@ -16,7 +16,7 @@ from qinfer.core.export.manifest import Maker, Manifest, read_manifest
 from qinfer.core.loading import AUTO, KV_CACHE_DTYPES, LoadedModel
 from qinfer.core.selection import open_session, resolve
 from qinfer.core.session import Selected
-from qinfer.core.types import RunConfig
+from qinfer.core.types import DeviceInfo, RunConfig
 
 
 def open_exported(
@@ -37,7 +37,7 @@ def open_exported(
     _refuse_contradictions(run, selected, manifest, folder)
     with checking(folder, manifest.files) as checksums:
         backend = resolve("backend", manifest.backend.reference, selected.installed)
-        device = open_device(manifest.device if run.device == AUTO else run.device)
+        device = _open_device(run, manifest, folder)
         run = choose_sizes(_as_exported(run, manifest, folder, device.label), device.kind)
         paddle = import_paddle(run.threads, device.label)
         _require_paddle(manifest, folder, paddle.__version__)
@@ -62,6 +62,17 @@ def open_exported(
         stats=stats,
         cache=manifest.cache,
     )
+
+
+def _open_device(run: RunConfig, manifest: Manifest, folder: Path) -> DeviceInfo:
+    """The one asked for, else the first of the kind it was exported for."""
+    try:
+        return open_device(manifest.device if run.device == AUTO else run.device)
+    except Unsupported as error:
+        raise Unsupported(
+            f"{folder} was exported for a {manifest.device}: {error.message}",
+            remedy="Run it where there is one, or export the checkpoint again with --device cpu.",
+        ) from error
 
 
 def _as_exported(run: RunConfig, manifest: Manifest, folder: Path, device: str) -> RunConfig:

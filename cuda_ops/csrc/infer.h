@@ -1,5 +1,5 @@
-// What static programs are told of an operator's results before anything runs: shapes and types.
-// A size of -1 is known only when the program runs.
+// What static programs are told of an operator's results before anything runs: shapes and types,
+// for the bindings of the CPU and of CUDA. A size of -1 is known only when the program runs.
 #pragma once
 
 #include "paddle/extension.h"
@@ -49,6 +49,12 @@ inline Shapes queries(const Shape& qkv, const Shape&, const Shape&, const Shape&
   return {{qkv[0], qkv[1] / dim - 2 * kv_heads, dim}};
 }
 
+// Straight from the QKV product.
+inline Shapes attended(const Shape& qkv, const Shape&, const Shape&, const Shape&,
+                       const Shape& keys) {
+  return {{qkv[0], qkv[1] - 2 * keys[2] * keys[3]}};
+}
+
 inline Shapes attention(const Shape& queries) { return {{queries[0], queries[1] * queries[2]}}; }
 
 inline Shapes half_the_width(const Shape& x) { return {{x[0], x[1] / 2}}; }
@@ -65,12 +71,36 @@ inline Shapes routes(const Shape& logits, int64_t top_k, bool) {
 
 inline Shapes mixed(const Shape& routed, const Shape& weights) { return {{weights[0], routed[1]}}; }
 
+inline Shapes norm_linear(const Shape& x, const OptionalShape&, const Shape&, const Shape&,
+                          const OptionalShape&, const OptionalShape&, float, int64_t, int64_t out,
+                          bool gated) {
+  return {{x[0], gated ? out / 2 : out}, x};
+}
+
+// Of experts where they are given, else of one weight.
+inline Shapes grouped(const Shape& x, const Shape&, const OptionalShape&, const OptionalShape&,
+                      const OptionalShape& experts, const OptionalShape&, int64_t, int64_t out) {
+  return {{experts ? times((*experts)[0], (*experts)[1]) : x[0], out}};
+}
+
+// A CPU computes in float32, a card in its inputs' type.
+
 inline Types floats(const paddle::DataType&) { return {paddle::DataType::FLOAT32}; }
 
 inline Types joined_floats(const Types&) { return {paddle::DataType::FLOAT32}; }
 
 inline Types two_floats(const paddle::DataType&) {
   return {paddle::DataType::FLOAT32, paddle::DataType::FLOAT32};
+}
+
+inline Types same(const paddle::DataType& x) { return {x}; }
+
+inline Types two_same(const paddle::DataType& x) { return {x, x}; }
+
+inline Types joined_same(const Types& parts) { return {parts.at(0)}; }
+
+inline Types third(const paddle::DataType&, const paddle::DataType&, const paddle::DataType& x) {
+  return {x};
 }
 
 inline Types indices(const paddle::DataType&) { return {paddle::DataType::INT64}; }

@@ -71,7 +71,8 @@ class StaticModel:
 
     def __init__(self, folder: Path, run: RunConfig) -> None:
         """Map the parameters and load the program. Raises BadCheckpoint if Paddle cannot."""
-        self._predictor = _predictor(folder / PROGRAM, run)
+        self._threads = run.threads or usable_cores()
+        self._predictor = _predictor(folder / PROGRAM, run, self._threads)
         self._names = frozenset(self._predictor.get_input_names())
         self._parameters = [
             _named(place(array), name)
@@ -90,7 +91,10 @@ class StaticModel:
             for field in fields(batch)
             if field.name in self._names
         ]
-        return self._predictor.run([*step, *self._cache_inputs, *self._parameters])[0]
+        logits: Tensor = self._predictor.run([*step, *self._cache_inputs, *self._parameters])[0]
+        # Paddle leaves one thread to whatever comes next, such as the replay of a step.
+        paddle.base.core.set_num_threads(self._threads)
+        return logits
 
     def _named_cache(self, cache: Sequence[LayerCache]) -> list[Tensor]:
         return [
@@ -101,7 +105,7 @@ class StaticModel:
         ]
 
 
-def _predictor(path: Path, run: RunConfig) -> Any:
+def _predictor(path: Path, run: RunConfig, threads: int) -> Any:
     config = inference.Config(str(path), "")
     config.disable_glog_info()
     # As it was traced: every operator, in this order, gives the same bits as in dynamic mode.
@@ -109,7 +113,7 @@ def _predictor(path: Path, run: RunConfig) -> Any:
     config.disable_mkldnn()
     kind, _, index = run.device.partition(":")
     if kind == "cpu":
-        config.set_cpu_math_library_num_threads(run.threads or usable_cores())
+        config.set_cpu_math_library_num_threads(threads)
     elif paddle.is_compiled_with_cuda():
         config.enable_use_gpu(1, int(index or 0))
     else:

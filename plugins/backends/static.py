@@ -9,12 +9,10 @@ from qinfer.core.protocols import Model
 from qinfer.core.specs import hookimpl
 from qinfer.core.types import (
     CacheSpec,
-    DeviceInfo,
     ExportNeeds,
     ModelConfig,
     PluginInfo,
     RunConfig,
-    Support,
 )
 from qinfer.cuda_ops.arrangement import facts
 from qinfer.cuda_ops.record import set_recorder
@@ -25,7 +23,7 @@ from qinfer.plugins.backends.program import StaticModel, save
 
 class Static(Dynamic):
     """Runs what ``dynamic`` does with a program in the model's place. The program calls the same
-    operators, so a decoding step of it can be recorded as well.
+    operators, so a step of it can be recorded as well, on a card as a CUDA graph.
     """
 
     info = PluginInfo(
@@ -34,17 +32,6 @@ class Static(Dynamic):
         api="1.3",
         summary="an exported program: loads without plugin and checkpoint",
     )
-
-    @hookimpl
-    def probe(self, device: DeviceInfo) -> Support | None:
-        """No cards yet: the CUDA operators do not say what shapes their results have."""
-        if device.kind == "cpu":
-            return None
-        return Support(
-            ok=False,
-            reason="the operators of a GPU do not tell a program the shapes of their results yet",
-            remedy="Use --device cpu, or --backend dynamic.",
-        )
 
     @hookimpl
     def configure(self, run: RunConfig) -> None:

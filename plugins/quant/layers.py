@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from qinfer.core.device import place
 from qinfer.core.errors import Unsupported
 from qinfer.core.protocols import ExpertLayer, Layer
 from qinfer.core.types import Array, LinearSpec, Scheme
@@ -138,7 +139,8 @@ class AdjustedLinear:
         self.smooth, self.shift = params.get("smooth"), params.get("shift")
         self.zero: Array | None = None
         if "zero" in params:
-            self.zero = (params["zero"] * -params["scale"]).T.contiguous()
+            zero = params["zero"].numpy() * -params["scale"].numpy()
+            self.zero = place(zero.T)  # here, as Paddle's own transposition is not there for a card
         extra = ops.nbytes(self.order, self.smooth, self.shift, self.zero)
         self.nbytes: int = getattr(layer, "nbytes", 0) + extra
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from goldens import tiny
 from goldens.steps import Stepper
 from qinfer import LLM, SamplingParams
+from qinfer.core.device import import_paddle
 from qinfer.core.errors import Unsupported
 from qinfer.core.export.codec import from_json, to_json
 from qinfer.core.loading import cache_layout
@@ -98,6 +100,17 @@ def answers(folder, **options):
     with LLM(str(folder), **options) as llm:
         outputs = llm.generate(prompts, [GREEDY, sampled, GREEDY, sampled, GREEDY])
         return [output.completions for output in outputs]
+
+
+def test_a_step_leaves_the_threads_as_they_were(export):
+    """Paddle's predictor sets them to one, and steps that are replayed after it had only that."""
+    with open("/proc/self/maps") as maps:
+        (path,) = {line.split()[-1] for line in maps if "libiomp5" in line}
+    threads = ctypes.CDLL(path).omp_get_max_threads
+    answers(export("gqa"), threads=3)
+    left = threads()
+    import_paddle()  # as for the other tests
+    assert left == 3
 
 
 @pytest.mark.parametrize("quant", ["none", "fp8"])

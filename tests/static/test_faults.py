@@ -93,6 +93,11 @@ EDITS = {
         BadCheckpoint,
         "not in the folder",
     ),
+    "device": (
+        lambda m: m.update(device="gpu"),
+        Unsupported,
+        "exported for a gpu: .* no NVIDIA card",
+    ),
     "backend": (lambda m: m["backend"].update(name="mystery"), UsageError, "mystery"),
 }
 

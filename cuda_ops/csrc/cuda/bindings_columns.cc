@@ -1,5 +1,6 @@
 // What pre-quantised checkpoints need beside products: inputs scaled, shifted or reordered, zero
 // points, and results side by side.
+#include "../infer.h"
 #include "rounding.h"
 #include "tensors.h"
 
@@ -82,24 +83,34 @@ std::vector<Tensor> ungrouped(const Tensor& weight, const Tensor& scale, const T
 PD_BUILD_OP(qinfer_cuda_scale_shift)
     .Inputs({"x", paddle::Optional("scale"), paddle::Optional("shift")})
     .Outputs({"y"})
-    .SetKernelFn(PD_KERNEL(qinfer::cuda::moved));
+    .SetKernelFn(PD_KERNEL(qinfer::cuda::moved))
+    .SetInferShapeFn(PD_INFER_SHAPE(qinfer::infer::alike))
+    .SetInferDtypeFn(PD_INFER_DTYPE(qinfer::infer::same));
 
 PD_BUILD_OP(qinfer_cuda_take_columns)
     .Inputs({"x", "columns"})
     .Outputs({"y"})
-    .SetKernelFn(PD_KERNEL(qinfer::cuda::taken));
+    .SetKernelFn(PD_KERNEL(qinfer::cuda::taken))
+    .SetInferShapeFn(PD_INFER_SHAPE(qinfer::infer::columns))
+    .SetInferDtypeFn(PD_INFER_DTYPE(qinfer::infer::same));
 
 PD_BUILD_OP(qinfer_cuda_join_columns)
     .Inputs({paddle::Vec("parts")})
     .Outputs({"y"})
-    .SetKernelFn(PD_KERNEL(qinfer::cuda::joined));
+    .SetKernelFn(PD_KERNEL(qinfer::cuda::joined))
+    .SetInferShapeFn(PD_INFER_SHAPE(qinfer::infer::joined))
+    .SetInferDtypeFn(PD_INFER_DTYPE(qinfer::infer::joined_same));
 
 PD_BUILD_OP(qinfer_cuda_add_zero_points)
     .Inputs({"y", "x", "zero"})
     .Outputs({"total"})
-    .SetKernelFn(PD_KERNEL(qinfer::cuda::with_zero_points));
+    .SetKernelFn(PD_KERNEL(qinfer::cuda::with_zero_points))
+    .SetInferShapeFn(PD_INFER_SHAPE(qinfer::infer::alike))
+    .SetInferDtypeFn(PD_INFER_DTYPE(qinfer::infer::same));
 
 PD_BUILD_OP(qinfer_cuda_ungroup)
     .Inputs({"weight", "scale", "like"})
     .Outputs({"w"})
-    .SetKernelFn(PD_KERNEL(qinfer::cuda::ungrouped));
+    .SetKernelFn(PD_KERNEL(qinfer::cuda::ungrouped))
+    .SetInferShapeFn(PD_INFER_SHAPE(qinfer::infer::alike))
+    .SetInferDtypeFn(PD_INFER_DTYPE(qinfer::infer::third));

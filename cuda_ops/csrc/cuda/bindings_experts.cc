@@ -2,6 +2,7 @@
 // products with one weight in the formats that bindings_linear.cc does not know.
 #include <functional>
 
+#include "../infer.h"
 #include "grouped.h"
 #include "matmul.h"
 #include "rounding.h"
@@ -199,12 +200,16 @@ PD_BUILD_OP(qinfer_cuda_route)
     .Inputs({"logits"})
     .Outputs({"weights", "experts"})
     .Attrs({"top_k: int64_t", "normalise: bool"})
-    .SetKernelFn(PD_KERNEL(qinfer::cuda::choose_experts));
+    .SetKernelFn(PD_KERNEL(qinfer::cuda::choose_experts))
+    .SetInferShapeFn(PD_INFER_SHAPE(qinfer::infer::routes))
+    .SetInferDtypeFn(PD_INFER_DTYPE(qinfer::infer::weights_and_experts));
 
 PD_BUILD_OP(qinfer_cuda_mix_experts)
     .Inputs({"routed", "weights", paddle::Optional("shared"), paddle::Optional("gate")})
     .Outputs({"y"})
-    .SetKernelFn(PD_KERNEL(qinfer::cuda::mix));
+    .SetKernelFn(PD_KERNEL(qinfer::cuda::mix))
+    .SetInferShapeFn(PD_INFER_SHAPE(qinfer::infer::mixed))
+    .SetInferDtypeFn(PD_INFER_DTYPE(qinfer::infer::same));
 
 PD_BUILD_OP(qinfer_cuda_grouped)
     .Inputs({"x", "weight", paddle::Optional("scale"), paddle::Optional("bias"),
@@ -212,4 +217,6 @@ PD_BUILD_OP(qinfer_cuda_grouped)
     .Outputs({"y"})
     .Attrs({"format: int64_t", "out: int64_t", "count: int64_t", "round: int64_t", "group: int64_t",
             "channels: int64_t"})
-    .SetKernelFn(PD_KERNEL(qinfer::cuda::grouped));
+    .SetKernelFn(PD_KERNEL(qinfer::cuda::grouped))
+    .SetInferShapeFn(PD_INFER_SHAPE(qinfer::infer::grouped))
+    .SetInferDtypeFn(PD_INFER_DTYPE(qinfer::infer::same));

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <string>
 
+#include "../infer.h"
 #include "hopper_products.h"
 #include "matmul.h"
 #include "tensors.h"
@@ -173,7 +174,7 @@ bool multiply_gated(const Operands& o, Tensor& half, const Workspace& workspace)
 std::vector<Tensor> norm_then_linear(const Tensor& x, const paddle::optional<Tensor>& residual,
                                      const Tensor& norm, const Tensor& weight,
                                      const paddle::optional<Tensor>& scale,
-                                     const paddle::optional<Tensor>& bias, double eps,
+                                     const paddle::optional<Tensor>& bias, float eps,
                                      int64_t format, int64_t out, bool gated) {
   const Type type = type_of(x, "qinfer_cuda_norm_linear: x");
   const int64_t rows = x.shape()[0], width = x.shape()[1];
@@ -182,9 +183,8 @@ std::vector<Tensor> norm_then_linear(const Tensor& x, const paddle::optional<Ten
            "qinfer_cuda_norm_linear: the width must be a multiple of 8 up to 16384");
   Tensor normed = output(x.shape(), x.dtype(), x), total = x;
   if (residual) total = output(x.shape(), x.dtype(), x);
-  rms_norm(type, x.data(), residual ? residual->data() : nullptr, norm.data(),
-           static_cast<float>(eps), normed.data(), residual ? total.data() : nullptr, rows, width,
-           stream);
+  rms_norm(type, x.data(), residual ? residual->data() : nullptr, norm.data(), eps, normed.data(),
+           residual ? total.data() : nullptr, rows, width, stream);
   if (!gated) return {linear(normed, weight, scale, bias, format, out)[0], total};
   PD_CHECK(out % 16 == 0, "qinfer_cuda_norm_linear: gates must be a multiple of 8");
   Tensor half = output({rows, out / 2}, x.dtype(), x);
@@ -201,7 +201,7 @@ std::vector<Tensor> norm_then_linear(const Tensor& x, const paddle::optional<Ten
 std::vector<Tensor> norm_linear(const Tensor& x, const paddle::optional<Tensor>& residual,
                                 const Tensor& norm, const Tensor& weight,
                                 const paddle::optional<Tensor>& scale,
-                                const paddle::optional<Tensor>& bias, double eps, int64_t format,
+                                const paddle::optional<Tensor>& bias, float eps, int64_t format,
                                 int64_t out, bool gated) {
   const Operands o = checked(x, weight, scale, bias, format, out);
   PD_CHECK(norm.dtype() == x.dtype() && norm.numel() == o.in &&
@@ -211,7 +211,7 @@ std::vector<Tensor> norm_linear(const Tensor& x, const paddle::optional<Tensor>&
     return norm_then_linear(x, residual, norm, weight, scale, bias, eps, format, out, gated);
   Tensor y = output({o.rows, gated ? out / 2 : out}, x.dtype(), x), total = x;
   FusedProduct p = fused(o, y);
-  p.norm = norm.data(), p.eps = static_cast<float>(eps), p.gated = gated;
+  p.norm = norm.data(), p.eps = eps, p.gated = gated;
   if (residual) {
     total = output(x.shape(), x.dtype(), x);
     p.residual = residual->data(), p.total = total.data();
@@ -240,14 +240,18 @@ PD_BUILD_OP(qinfer_cuda_linear)
     .Inputs({"x", "weight", paddle::Optional("scale"), paddle::Optional("bias")})
     .Outputs({"y"})
     .Attrs({"format: int64_t", "out: int64_t"})
-    .SetKernelFn(PD_KERNEL(qinfer::cuda::linear));
+    .SetKernelFn(PD_KERNEL(qinfer::cuda::linear))
+    .SetInferShapeFn(PD_INFER_SHAPE(qinfer::infer::linear))
+    .SetInferDtypeFn(PD_INFER_DTYPE(qinfer::infer::same));
 
 PD_BUILD_OP(qinfer_cuda_norm_linear)
     .Inputs({"x", paddle::Optional("residual"), "norm", "weight", paddle::Optional("scale"),
              paddle::Optional("bias")})
     .Outputs({"y", "total"})
-    .Attrs({"eps: double", "format: int64_t", "out: int64_t", "gated: bool"})
-    .SetKernelFn(PD_KERNEL(qinfer::cuda::norm_linear));
+    .Attrs({"eps: float", "format: int64_t", "out: int64_t", "gated: bool"})
+    .SetKernelFn(PD_KERNEL(qinfer::cuda::norm_linear))
+    .SetInferShapeFn(PD_INFER_SHAPE(qinfer::infer::norm_linear))
+    .SetInferDtypeFn(PD_INFER_DTYPE(qinfer::infer::two_same));
 
 PD_BUILD_OP(qinfer_cuda_pack_int4)
     .Inputs({"weight"})

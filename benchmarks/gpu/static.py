@@ -1,0 +1,158 @@
+"""An exported program beside the model on a card: the same tokens, prompts, steps and start-up.
+
+python -m benchmarks.gpu.static qwen2-0.5b qwen2-1.5b:fp8
+
+A checkpoint of random weights in a published shape is written, and exported. Prompts and steps are
+measured in one process by turns; start-up as whole processes, from the command to the first byte
+of an answer, with the files in the system's cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+ROUNDS = 3
+NEW = 128
+WAYS = ("dynamic", "static")
+
+
+def main() -> None:
+    """Three rows for each model."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.static", description=__doc__)
+    parser.add_argument("models", nargs="+", metavar="MODEL[:SCHEME]")
+    parser.add_argument("--prompt", type=int, default=1024, help="tokens")
+    options = parser.parse_args()
+    for model in options.models:
+        name, _, scheme = model.partition(":")
+        with tempfile.TemporaryDirectory() as folder:
+            compare(name, scheme or "none", options.prompt, Path(folder))
+
+
+def compare(name: str, scheme: str, prompt: int, folder: Path) -> None:
+    """Measure both ways, print, and say when tokens differ."""
+    from qinfer.core.export.make import export_model
+    from qinfer.core.progress import NoProgress
+    from qinfer.core.types import RunConfig
+
+    checkpoint, output = folder / "checkpoint", folder / "exported"
+    write_checkpoint(checkpoint, name)
+    begin = time.perf_counter()
+    run = RunConfig(model=str(checkpoint), backend="static", device="gpu", quant=scheme)
+    export_model(run, output, NoProgress())
+    took = time.perf_counter() - begin
+    size = (output / "parameters.safetensors").stat().st_size / 1e9
+    print(f"{name} {scheme}: {size:.2f} GB exported in {took:.1f} s", flush=True)
+    same, rows = steps({"dynamic": [str(checkpoint), scheme], "static": [str(output)]}, prompt)
+    print(f"{name} {scheme}: {'the same' if same else 'OTHER'} {(ROUNDS + 1) * NEW} tokens")
+    commands = ["--model", str(checkpoint), "--quant", scheme], ["--model", str(output)]
+    starts = [[process(command) for command in commands] for _ in range(ROUNDS + 1)][1:]
+    for way, row, seconds in zip(WAYS, rows, zip(*starts, strict=True), strict=True):
+        first, step, alone = row
+        print(
+            f"{name} {scheme} {way}: prompt of {prompt} {first:.2f} ms, step {step:.3f} ms, its "
+            f"graph {alone:.3f} ms, start-up {median(seconds):.2f} s",
+            flush=True,
+        )
+
+
+def write_checkpoint(folder: Path, name: str) -> None:
+    """Random weights, as ``qinfer bench --config`` draws them, in a file."""
+    from qinfer.core.checkpoint.random_checkpoint import write_folder
+    from qinfer.core.checkpoint.write import Pending, write_tensors
+    from qinfer.core.loading import prepare
+    from qinfer.core.published import find
+    from qinfer.core.session import select
+    from qinfer.core.types import RunConfig
+
+    folder.mkdir()
+    write_folder(folder, find(name).config)
+    run = RunConfig(model=str(folder), device="gpu", random_weights=True)
+    files = prepare(run, select(run), folder).checkpoint
+    tensors = [
+        Pending(name=name, shape=files.shape(name), make=partial(files.read, name))
+        for name in files.names()
+    ]
+    write_tensors(folder / "model.safetensors", tensors)
+
+
+def steps(
+    models: dict[str, list[str]], prompt: int
+) -> tuple[bool, list[tuple[float, float, float]]]:
+    """Whether both gave the same tokens; for each, milliseconds of a prompt, of a step after it
+    and of the step's graph alone.
+    """
+    from qinfer import LLM
+
+    llms = [
+        LLM(model, quant=quant[0] if quant else "auto", device="gpu", kv_cache_memory=1 << 30)
+        for model, *quant in models.values()
+    ]
+    tokens: list[list[Any]] = [[] for _ in llms]
+    times: list[list[tuple[float, float, float]]] = [[] for _ in llms]
+    for turn in range(ROUNDS + 1):
+        ids = np.random.default_rng(turn).integers(0, 256, prompt).tolist()
+        for way, llm in enumerate(llms):
+            found, first, step = answer(llm, ids)
+            tokens[way].append(found)
+            times[way].append((first, step, replay(llm)))
+    for llm in llms:
+        llm.close()
+    middle = [tuple(1e3 * median(part) for part in zip(*rows[1:], strict=True)) for rows in times]
+    return tokens[0] == tokens[1], middle  # type: ignore[return-value]
+
+
+def answer(llm: Any, ids: list[int]) -> tuple[list[int], float, float]:
+    """Greedy tokens, the seconds to the first, and the median of the others."""
+    from qinfer import SamplingParams
+
+    params = SamplingParams(temperature=0, max_tokens=NEW, ignore_eos=True).with_defaults({})
+    found: list[int] = []
+    seconds = []
+    begin = time.perf_counter()
+    llm.engine.add(ids, params)
+    while llm.engine.has_work:
+        for _, delta in llm.engine.step():
+            found.extend(delta.token_ids)
+        seconds.append(time.perf_counter() - begin)
+        begin = time.perf_counter()
+    return found, seconds[0], median(seconds[8:])
+
+
+def replay(llm: Any) -> float:
+    """Seconds of the decoding step's graph alone."""
+    runner = llm.engine.runner
+    (graph,) = (made.graph for size, made in runner.graphs.items() if size.tokens == 1)
+    runner.card.wait()
+    begin = time.perf_counter()
+    for _ in range(50):
+        graph.replay()
+    runner.card.wait()
+    return (time.perf_counter() - begin) / 50
+
+
+def process(model: Sequence[str]) -> float:
+    """Seconds from a command to its first byte."""
+    words = ["run", *model, "--device", "gpu", "--max-tokens", "4", "--temperature", "0", "Hello"]
+    command = [sys.executable, "-c", "from qinfer.core.cli import main; main()", *words]
+    begin = time.perf_counter()
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
+    ) as started:
+        assert started.stdout
+        started.stdout.read(1)
+        return time.perf_counter() - begin
+
+
+if __name__ == "__main__":
+    main()
