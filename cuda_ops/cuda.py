@@ -53,7 +53,6 @@ def load_cuda(library: Path) -> None:
     _loaded.add(library)
     versions = {
         ops.arrange: _arrange,
-        ops.arrange_int4: _arrange_int4,
         ops.linear: _linear,
         ops.linear_int8: _linear_int8,
         ops.linear_fp8: _linear_fp8,
@@ -104,11 +103,6 @@ def _linear_int8(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) 
 
 def _linear_fp8(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     return _run("qinfer_cuda_linear", x, weight, scale, bias, E4M3, scale.shape[0])[0]
-
-
-def _arrange_int4(weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Two weights a byte, in the order of the matrix instruction (csrc/cuda/weights.cuh)."""
-    return _run("qinfer_cuda_pack_int4", weight)[0], scale
 
 
 def _linear_int4(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out: int) -> Tensor:

@@ -96,8 +96,17 @@ def _expert_linear_fp8_block(
     )
 
 
+def _arrange_int4(weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Two weights a byte, in the order of the matrix instruction (csrc/cuda/weights.cuh). Scales of
+    larger groups are repeated for each 64 inputs, which is what the kernels know.
+    """
+    repeats = weight.shape[1] // scale.shape[1] // LANE
+    scales = scale if repeats == 1 else scale.repeat_interleave(repeats, axis=1)
+    return _run("qinfer_cuda_pack_int4", weight)[0], scales
+
+
 def _arrange_experts_int4(weight: Tensor, scale: Tensor, experts: int) -> tuple[Tensor, Tensor]:
-    return _run("qinfer_cuda_pack_int4", weight)[0], scale
+    return _arrange_int4(weight, scale)
 
 
 def _expert_linear_int4(
@@ -224,6 +233,7 @@ VERSIONS: Mapping[Any, Callable[..., Any]] = {
     ops.expert_linear_int8: _expert_linear_int8,
     ops.expert_linear_fp8: _expert_linear_fp8,
     ops.expert_linear_fp8_block: _expert_linear_fp8_block,
+    ops.arrange_int4: _arrange_int4,
     ops.arrange_experts_int4: _arrange_experts_int4,
     ops.expert_linear_int4: _expert_linear_int4,
     ops.arrange_experts_a8w8: _as_it_is_for_each,

@@ -95,9 +95,9 @@ def expert_linear_fp8(
 
 @operator
 def arrange_experts_int4(weight: Tensor, scale: Tensor, experts: int) -> tuple[Tensor, Tensor]:
-    """An int4 weight [E * out, in] and its scale [E * out, in / 64], as ``arrange_int4``.
+    """An int4 weight [E * out, in] and its scale [E * out, groups], as ``arrange_int4``.
 
-    Reference: [E, in, out] and [E, in / 64, out].
+    Reference: [E, in, out] and [E, groups, out].
     """
     return _stack(weight, experts, lambda part: part.T), _stack(scale, experts, lambda part: part.T)
 

@@ -19,7 +19,7 @@ E4M3_MAX = 448.0
 """Largest finite float8_e4m3fn (arXiv:2209.05433)."""
 
 INT4_GROUP = 64
-"""Inputs that share a scale in ``linear_int4``."""
+"""Groups of inputs that share a scale in ``linear_int4`` have so many, or a multiple."""
 
 ROWS = 1024
 """Rows arranged at a time, to bound the memory it takes."""
@@ -64,17 +64,18 @@ def linear_int8(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -
 
 @operator
 def arrange_int4(weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """An int4 weight [out, in] (int8 values -8 to 7) and its scale [out, in / 64], arranged.
+    """An int4 weight [out, in] (int8 values -8 to 7) and its scale [out, groups], arranged; a group
+    has 64 inputs or a multiple.
 
-    Reference: the weight unpacked as int8 [in, out], the scale [in / 64, out].
+    Reference: the weight unpacked as int8 [in, out], the scale [groups, out].
     """
     return weight.T.contiguous(), scale.T.contiguous()
 
 
 @operator
 def linear_int4(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out: int) -> Tensor:
-    """Weight-only int4 in groups of 64 inputs: ``x (W * scale) + b``; both arranged."""
-    groups = weight.astype(x.dtype).reshape([-1, INT4_GROUP, out])
+    """Weight-only int4 in groups of inputs: ``x (W * scale) + b``; both arranged."""
+    groups = weight.astype(x.dtype).reshape([scale.shape[0], -1, out])
     return _add(paddle.matmul(x, (groups * scale.unsqueeze(1)).reshape([-1, out])), bias)
 
 

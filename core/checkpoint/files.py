@@ -23,8 +23,8 @@ UNREADABLE: Mapping[str, str] = {
     ".save_pretrained(out, safe_serialization=True)",
     ".pt": "PyTorch pickle files, which can run code when opened; they are never read. Save the "
     "model again as safetensors",
-    ".pdparams": "Paddle pickle files, which can run code when opened; they are never read. Save "
-    "the model again with PaddleNLP: model.save_pretrained(out, safe_serialization=True)",
+    ".pdparams": "Paddle pickle files, which can run code when opened. qinfer convert takes the "
+    "arrays out of them without running any, into a folder of safetensors files",
     ".gguf": "GGUF files, which are not read; take the model's original safetensors files",
 }
 

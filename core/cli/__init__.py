@@ -22,6 +22,7 @@ COMMANDS = {
     "bench": ("qinfer.core.cli.bench", "Measure how fast a model runs here."),
     "eval": ("qinfer.core.cli.eval", "Measure what a quant scheme costs in accuracy."),
     "quantize": ("qinfer.core.cli.quantize", "Write a quantised checkpoint."),
+    "convert": ("qinfer.core.cli.convert", "Write .pdparams files as safetensors."),
     "export": ("qinfer.core.cli.export", "Write a model as a program that runs by itself."),
     "list-plugins": ("qinfer.core.cli.list_plugins", "List the installed plugins."),
     "doctor": ("qinfer.core.cli.doctor", "Check that this computer is ready, and say what is not."),

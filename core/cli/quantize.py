@@ -22,14 +22,14 @@ HOW, OUTPUT = "Quantisation", "Output"
 @option(MODEL, "--threads", type=click.IntRange(min=0), default=0,
         help="Threads to compute with.")  # fmt: skip
 @option(HOW, "--quant", metavar="NAME", default="a8w8", show_default=True,
-        help="a8w8, a8w8c8, fp8, wint8 or wint4.")  # fmt: skip
+        help="a8w8, a8w8c8, fp8, wint8, wint4, or another wint4 of qinfer run's.")  # fmt: skip
 @option(HOW, "--method", metavar="NAME", default="",
         help="smoothquant or awq, gptq, and absmax, percentile or mse; several with a plus "
         "between. Without it, smoothquant+gptq for a8w8, gptq for the others.")  # fmt: skip
 @option(HOW, "--activations", metavar="NAME", default="",
         help="Scale of activations: token (on the fly) or tensor (from the data).")  # fmt: skip
-@option(HOW, "--group-size", type=int, default=64, show_default=True,
-        help="Inputs that share a scale in wint4; -1 for a scale a channel.")  # fmt: skip
+@option(HOW, "--group-size", type=int, default=0,
+        help="Inputs that share a scale in wint4: 64 unless given, -1 for all.")  # fmt: skip
 @option(HOW, "--zero-points", is_flag=True, help="Give each group of wint4 a zero point.")
 @option(HOW, "--kv-cache-dtype", metavar="NAME", default="auto", show_default=True,
         help="int8 or fp8: static scales for a KV cache of that type.")  # fmt: skip

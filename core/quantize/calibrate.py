@@ -60,7 +60,7 @@ def scheme_of(settings: QuantizeSettings, spec: LinearSpec) -> tuple[Scheme | No
     if settings.skips(spec.name):
         return None, SKIPPED
     scheme = settings.scheme(spec.in_features)
-    size = settings.group_size
+    size, _ = settings.groups
     return scheme, "" if scheme else f"{spec.in_features} inputs are no multiple of {size}"
 
 

@@ -13,20 +13,29 @@ from qinfer.core.quantize.rounding import RANGES
 from qinfer.core.types import LinearSpec, Scheme
 
 SCALING, ROUNDING = ("smoothquant", "awq"), ("gptq",)
-TARGETS = ("wint8", "wint4", "a8w8", "a8w8c8", "fp8")
+INT4 = {
+    "wint4": (64, False),
+    "wint4-g128": (128, False),
+    "wint4-channel": (-1, False),
+    "wint4-zp": (64, True),
+    "wint4-g128-zp": (128, True),
+    "wint4-channel-zp": (-1, True),
+}
+"""Inputs that share a scale, -1 for all of a channel, and whether they have a zero point too."""
+
+TARGETS = ("wint8", *INT4, "a8w8", "a8w8c8", "fp8")
 FORMATS = ("compressed-tensors", "paddlenlp")
 ACTIVATIONS = ("token", "tensor")
-WEIGHT_ONLY = ("wint8", "wint4")
+WEIGHT_ONLY = ("wint8", *INT4)
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeSettings:
     """``method``: names with a plus between, at most one each of SCALING, ROUNDING and RANGES; ""
     chooses. ``activations``: "token" scales each token on the fly, "tensor" has one scale from the
-    calibration data. ``group_size``: inputs that share a scale in wint4; -1 for all of a channel;
-    ``zero_points``: whether they have a zero point too. ``skip``: patterns of linears' names that
-    stay as they are, with a comma between. ``tokens``: of the calibration data, at most;
-    ``window``: the longest sequence.
+    calibration data. ``group_size`` and ``zero_points`` change what INT4 says of wint4. ``skip``:
+    patterns of linears' names that stay as they are, with a comma between. ``tokens``: of the
+    calibration data, at most; ``window``: the longest sequence.
     """
 
     model: str = ""
@@ -35,7 +44,7 @@ class QuantizeSettings:
     method: str = ""
     format: str = "compressed-tensors"
     activations: str = ""
-    group_size: int = 64
+    group_size: int = 0
     zero_points: bool = False
     kv_cache_dtype: str = "auto"
     skip: str = ""
@@ -68,15 +77,20 @@ class QuantizeSettings:
                 f"{', '.join(RANGES)}, or several with a plus between: smoothquant+gptq+mse.",
             )
         self._check_weight_only()
-        if self.group_size != -1 and self.group_size < 1:
+        if self.group_size < -1:
             raise UsageError(
                 f"--group-size {self.group_size} is no number of inputs",
                 remedy="Give 32, 64 or 128, or -1 for a scale a channel.",
             )
-        if self.zero_points and self.quant != "wint4":
+        if self.zero_points and self.quant not in INT4:
             raise UsageError(
                 f"{self.quant} has no zero points",
                 remedy="Leave --zero-points out, or --quant wint4.",
+            )
+        if (self.zero_points or self.group_size) and self.quant in {*INT4} - {"wint4"}:
+            raise UsageError(
+                f"{self.quant} says already what --group-size and --zero-points are for",
+                remedy="Leave them out, or use --quant wint4.",
             )
 
     def _check_weight_only(self) -> None:
@@ -107,6 +121,12 @@ class QuantizeSettings:
         return frozenset((self.method or usual).split("+"))
 
     @property
+    def groups(self) -> tuple[int, bool]:
+        """As INT4 has them, changed by what was asked for besides."""
+        size, has_zero = INT4.get(self.quant, (0, False))
+        return self.group_size or size, self.zero_points or has_zero
+
+    @property
     def kv_cache(self) -> str:
         """The dtype that the KV cache gets static scales for, "" for none."""
         own = "int8" if self.quant == "a8w8c8" else ""
@@ -128,15 +148,16 @@ class QuantizeSettings:
         return Recipe(
             scheme=scheme,
             methods=self.methods,
-            zero_points=self.zero_points,
+            zero_points=self.groups[1],
             may_scale=may_scale and is_held and not spec.experts,
             per_tensor=spec.parts if is_fp8 and self.format == "paddlenlp" else (),
         )
 
     def scheme(self, inputs: int) -> Scheme | None:
         """The scheme of a linear with that many inputs; None if they make no whole groups."""
-        if self.quant == "wint4":
-            size = inputs if self.group_size == -1 else self.group_size
+        if self.quant in INT4:
+            size, _ = self.groups
+            size = inputs if size == -1 else size
             if inputs % size:
                 return None
             return Scheme(name="wint4", weight_dtype="int4", weight_scale="group", group_size=size)

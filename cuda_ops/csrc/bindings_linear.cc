@@ -23,6 +23,13 @@ DataType source_of(qinfer::Format format) {
   }
 }
 
+// Whether so many scales fit a weight [out, in]: one for each output, and for each group of int4.
+bool are_scales(qinfer::Format format, int64_t count, int64_t out, int64_t in) {
+  if (format != qinfer::Format::kInt4) return count == out;
+  const int64_t each = qinfer::packed_scales(out, 1), groups = count / each;
+  return groups > 0 && count == groups * each && in % groups == 0 && in / groups % 64 == 0;
+}
+
 // weight [out, in] -> bytes in panel order
 std::vector<Tensor> pack(const Tensor& weight, int64_t number) {
   PD_CHECK(weight.shape().size() == 2, "qinfer_pack: the weight must be [out, in]");
@@ -55,12 +62,12 @@ std::vector<Tensor> linear(const Tensor& x, const Tensor& packed, const Optional
   PD_CHECK(packed.numel() == qinfer::packed_bytes(kind, out, in),
            "qinfer_linear: the packed weight does not have this shape");
   PD_CHECK(!bias || bias->numel() == out, "qinfer_linear: the bias must be [out]");
-  const int64_t scales = kind == qinfer::Format::kInt4 ? qinfer::packed_scales(out, in / 64) : out;
-  PD_CHECK(!scale || scale->numel() == scales, "qinfer_linear: the scale has another size");
+  const int64_t scales = scale ? scale->numel() : 0;
+  PD_CHECK(!scale || are_scales(kind, scales, out, in), "qinfer_linear: the scale's size");
   Tensor y = result({rows, out}, DataType::FLOAT32, x);
   qinfer::submit(qinfer::linear(kind, floats(x, "qinfer_linear: x"), read(packed),
                                 floats(scale, "scale"), floats(bias, "bias"), written(y), rows, in,
-                                out));
+                                out, scales));
   return {y};
 }
 
@@ -99,12 +106,13 @@ std::vector<Tensor> expert_linear(const Tensor& x, const Tensor& packed, const O
   PD_CHECK(out % qinfer::kPanelOutputs == 0 && packed.numel() == count * each,
            "qinfer_expert_linear: the packed weights do not have this shape");
   PD_CHECK(rows > 0 && pairs % rows == 0, "qinfer_expert_linear: rows must divide the pairs");
-  const int64_t scales = kind == qinfer::Format::kInt4 ? out * (in / 64) : out;
-  PD_CHECK(!scale || scale->numel() == count * scales, "qinfer_expert_linear: the scale's size");
+  const int64_t scales = scale ? scale->numel() / count : 0;
+  PD_CHECK(!scale || (scale->numel() == count * scales && are_scales(kind, scales, out, in)),
+           "qinfer_expert_linear: the scale's size");
   Tensor y = result({pairs, out}, DataType::FLOAT32, x);
   qinfer::submit(qinfer::expert_linear(kind, floats(x, "qinfer_expert_linear: x"), read(packed),
                                        floats(scale, "scale"), int32s(experts, "experts"),
-                                       written(y), pairs, rows, in, out, count));
+                                       written(y), pairs, rows, in, out, count, scales));
   return {y};
 }
 

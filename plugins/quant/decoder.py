@@ -25,7 +25,7 @@ class DecoderScheme(QuantPlugin):
     which PaddleNLP and vLLM leave too.
     """
 
-    scheme: ClassVar[Scheme]
+    scheme: Scheme
     as_device: ClassVar[bool] = False
     """Whether ``ops.quantise`` has the formula of ``quantise``: a device may do it by itself."""
 

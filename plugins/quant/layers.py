@@ -14,7 +14,7 @@ from qinfer.plugins.quant.a8w8 import A8W8Experts, A8W8Linear
 from qinfer.plugins.quant.expert_layers import SeparateExperts
 from qinfer.plugins.quant.fp8 import Fp8Experts, Fp8Linear
 from qinfer.plugins.quant.none import PlainExperts, PlainLinear
-from qinfer.plugins.quant.wint4 import Int4Experts, Int4Linear
+from qinfer.plugins.quant.wint4 import Int4Experts, Int4Linear, is_compact
 from qinfer.plugins.quant.wint8 import Int8Experts, Int8Linear
 
 FLOATS = ("float32", "float16", "bfloat16")
@@ -22,9 +22,6 @@ ADJUSTED = frozenset({"smooth", "shift", "order", "zero"})
 
 BLOCKS = ("float8_e4m3fn", "block", "group")
 """The kind of Qwen's own FP8 checkpoints."""
-
-NATIVE_GROUP = 64
-"""Group of ``ops.linear_int4``; larger ones repeat their scale."""
 
 
 def build_layer(
@@ -66,10 +63,8 @@ def _experts(spec: LinearSpec, scheme: Scheme, params: Mapping[str, Array]) -> E
     kind = scheme.weight_dtype, scheme.weight_scale, scheme.input_scale
     if kind in _EXPERTS and not ADJUSTED & params.keys():
         return _EXPERTS[kind](spec, params)
-    if scheme.weight_dtype == "int4" and not ADJUSTED & params.keys():
-        size = spec.in_features // params["scale"].shape[1]
-        if size % NATIVE_GROUP == 0:
-            return Int4Experts(spec, _repeated(params, size))
+    if scheme.weight_dtype == "int4" and not ADJUSTED & params.keys() and is_compact(spec, params):
+        return Int4Experts(spec, params)
     if kind == BLOCKS and not spec.out_features % scheme.group_size:
         return Fp8BlockExperts(spec, scheme, params)
     return SeparateExperts(spec, scheme, params, _single)
@@ -182,18 +177,8 @@ class JoinedLinear:
 
 
 def _int4(spec: LinearSpec, scheme: Scheme, params: Mapping[str, Array]) -> Layer:
-    """The compact layer where groups are multiples of its own, else the general one."""
-    scale = params["scale"]
-    size = spec.in_features // scale.shape[1]
-    if size % NATIVE_GROUP:
-        return GroupLinear(params)
-    return Int4Linear(spec, _repeated(params, size))
-
-
-def _repeated(params: Mapping[str, Array], size: int) -> dict[str, Array]:
-    """With the scale of a group of ``size`` repeated for each of the layer's own groups."""
-    scale = params["scale"].repeat_interleave(size // NATIVE_GROUP, axis=1)
-    return {**params, "scale": scale}
+    """The fast layer where groups are what it wants, else the general one."""
+    return Int4Linear(spec, params) if is_compact(spec, params) else GroupLinear(params)
 
 
 Make = Callable[[LinearSpec, Scheme, Mapping[str, Array]], Layer]
@@ -210,6 +195,7 @@ _LAYERS: Mapping[tuple[str, str, str], Make] = {
     ("int8", "channel", "tensor"): _over(A8W8Linear),
     ("int8", "group", "none"): _over(GroupLinear),
     ("int4", "group", "none"): _int4,
+    ("int4", "channel", "none"): _int4,
     ("float8_e4m3fn", "channel", "token"): _over(Fp8Linear),
     ("float8_e4m3fn", "channel", "tensor"): _over(Fp8StaticLinear),
     BLOCKS: lambda _, scheme, params: Fp8BlockLinear(scheme, params),

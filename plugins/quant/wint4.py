@@ -78,15 +78,21 @@ class Int4Experts:
         return ops.expert_linear_int4(x, self.weight, self.scale, experts, self.out_features)
 
 
-def pack_int4(weight: Array) -> dict[str, Array]:
-    """``q = round_half_away(7 w / absmax)`` in each group, scale = absmax / 7.
+def is_compact(spec: LinearSpec, params: Mapping[str, Array]) -> bool:
+    """Whether the groups of a stored int4 weight are those that these layers take."""
+    groups: int = params["scale"].shape[1]
+    return spec.in_features // groups % GROUP == 0
+
+
+def pack_int4(weight: Array, group: int = GROUP) -> dict[str, Array]:
+    """``q = round_half_away(7 w / absmax)`` in each group of inputs, scale = absmax / 7.
 
     A group of zeros gets scale 0.
     """
-    scale = np.empty((weight.shape[0], weight.shape[1] // GROUP), np.float32)
+    scale = np.empty((weight.shape[0], weight.shape[1] // group), np.float32)
 
     def convert(rows: Array, start: int) -> Array:
-        groups = rows.astype(np.float32).reshape(len(rows), -1, GROUP)
+        groups = rows.astype(np.float32).reshape(len(rows), -1, group)
         absmax = np.abs(groups).max(axis=2)
         scale[start : start + len(rows)] = absmax / 7
         scaled = groups * (7 / np.where(absmax > 0, absmax, 1))[:, :, None]

@@ -259,6 +259,19 @@ _ALL = (
 
 CASES: dict[str, Case] = {case.name: case for case in _ALL}
 
+WIDE = Case(
+    name="wide", hidden_size=256, intermediate_size=512, num_layers=2, num_heads=4, vocab_size=320
+)
+WIDE_EXPERTS = Case(
+    name="wide_experts",
+    family="qwen2_moe",
+    hidden_size=256,
+    num_layers=2,
+    vocab_size=320,
+    more=CASES["moe"].more | {"moe_intermediate_size": 256, "shared_expert_intermediate_size": 256},
+)
+"""Wide enough for groups of 128 inputs in every linear. They have no goldens."""
+
 
 def weights(case: Case, dtype: str = "float32") -> dict[str, np.ndarray]:
     """Float32 tensors in Hugging Face names and layout ([out, in]); with ``dtype="bfloat16"``

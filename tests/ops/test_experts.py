@@ -78,13 +78,13 @@ def test_expert_linear_fp8(case, rng):
         np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
 
 
-@pytest.mark.parametrize(("count", "out"), [(60, 32), (3, 20)])
-def test_expert_linear_int4(count, out, rng):
+@pytest.mark.parametrize(("count", "out", "group"), [(60, 32, 64), (3, 20, 64), (5, 32, 128)])
+def test_expert_linear_int4(count, out, group, rng):
     experts = rng.integers(0, count, (6, 2)).astype(np.int32)
     weight = rng.integers(-8, 8, (count * out, 128)).astype(np.int8)
-    scale = rng.uniform(1e-2, 1, (count * out, 2)).astype(np.float32)
+    scale = rng.uniform(1e-2, 1, (count * out, 128 // group)).astype(np.float32)
     arranged, scales = ops.arrange_experts_int4(*tensors(weight, scale), count)
-    whole = by_expert(weight.astype(np.float64) * np.repeat(scale, 64, axis=1), count)
+    whole = by_expert(weight.astype(np.float64) * np.repeat(scale, group, axis=1), count)
     for rows in (6, 12):
         x = rng.normal(size=(rows, 128)).astype(np.float32)
         got = ops.expert_linear_int4(*tensors(x), arranged, scales, *tensors(experts), out)

@@ -56,17 +56,19 @@ def test_linear_int8(x_bias, rng):
 
 
 @pytest.mark.parametrize(
-    ("tokens", "inputs", "outputs"), [(1, 64, 77), (5, 576, 96), (17, 192, 16)]
-)
-def test_linear_int4(tokens, inputs, outputs, rng):
+    ("tokens", "inputs", "outputs", "group"),
+    [(1, 64, 77, 64), (5, 576, 96, 64), (17, 192, 16, 64), (2, 256, 40, 128), (19, 384, 77, 192),
+     (1, 576, 33, 576)],
+)  # fmt: skip
+def test_linear_int4(tokens, inputs, outputs, group, rng):
     x = rng.normal(size=(tokens, inputs)).astype(np.float32)
     x[0, 3] = 40  # an outlier: its group keeps few of its fifteen bits
     weight = rng.integers(-8, 8, (outputs, inputs)).astype(np.int8)
-    scale = rng.uniform(1e-2, 1, (outputs, inputs // 64)).astype(np.float32)
+    scale = rng.uniform(1e-2, 1, (outputs, inputs // group)).astype(np.float32)
     bias = rng.normal(size=outputs).astype(np.float32)
     arranged, scales = ops.arrange_int4(*tensors(weight, scale))
     got = ops.linear_int4(*tensors(x), arranged, scales, *tensors(bias), outputs).numpy()
-    whole = weight.astype(np.float64) * np.repeat(scale.astype(np.float64), 64, axis=1)
+    whole = weight.astype(np.float64) * np.repeat(scale.astype(np.float64), group, axis=1)
     exact = x.astype(np.float64) @ whole.T + bias
     # Half a step of its group for each input, added up as the worst case would.
     step = np.abs(x.reshape(tokens, -1, 64)).max(axis=2) / 16319

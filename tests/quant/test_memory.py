@@ -11,20 +11,18 @@ from qinfer.core.session import load_model, select
 from qinfer.core.types import RunConfig
 from qinfer.cuda_ops import table
 
-WIDE = tiny.Case(
-    name="wide", hidden_size=256, intermediate_size=512, num_layers=2, num_heads=4, vocab_size=320
-)
-WIDE_EXPERTS = tiny.Case(
-    name="wide_experts",
-    family="qwen2_moe",
-    hidden_size=256,
-    num_layers=2,
-    vocab_size=320,
-    more=tiny.CASES["moe"].more
-    | {"moe_intermediate_size": 256, "shared_expert_intermediate_size": 256},
-)
-BITS = {"none": 16, "wint8": 8, "wint4": 4, "a8w8": 8, "a8w8c8": 8, "fp8": 8}
-GROUP = 64
+BITS = {"none": 16, "wint8": 8, "a8w8": 8, "a8w8c8": 8, "fp8": 8}
+GROUPS = {
+    "wint4": (64, 1),
+    "wint4-g128": (128, 1),
+    "wint4-channel": (0, 1),
+    "wint4-zp": (64, 2),
+    "wint4-g128-zp": (128, 2),
+    "wint4-channel-zp": (0, 2),
+}
+"""Inputs that share a scale, 0 for all, and the float32 numbers that a group has: its scale, and
+what its zero point stands for.
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +38,7 @@ def native(monkeypatch):
     table.use(table.REFERENCE)
 
 
-@pytest.fixture(scope="module", params=[WIDE, WIDE_EXPERTS], ids=lambda case: case.name)
+@pytest.fixture(scope="module", params=[tiny.WIDE, tiny.WIDE_EXPERTS], ids=lambda case: case.name)
 def folder(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("memory") / "model"
     return tiny.write_checkpoint(path, request.param, dtype="bfloat16")
@@ -48,12 +46,15 @@ def folder(request, tmp_path_factory):
 
 def arithmetic_size(spec, quant, kept):
     """Bytes of one linear: its codes, and float32 scales and biases."""
-    bits = 16 if spec.name in kept else BITS[quant]
-    scales = {16: 0, 8: spec.rows, 4: spec.rows * spec.in_features // GROUP}[bits]
+    bits = 16 if spec.name in kept else BITS.get(quant, 4)
+    scales = {16: 0, 8: spec.rows}.get(bits)
+    if scales is None:
+        size, numbers = GROUPS[quant]
+        scales = numbers * spec.rows * spec.in_features // (size or spec.in_features)
     return spec.rows * spec.in_features * bits // 8 + 4 * (scales + spec.bias * spec.rows)
 
 
-@pytest.mark.parametrize("quant", BITS)
+@pytest.mark.parametrize("quant", [*BITS, *GROUPS])
 def test_parameters_take_their_arithmetic_size(folder, quant):
     run = RunConfig(model=str(folder), quant=quant)
     opened = load_model(run, select(run), folder, NoProgress())

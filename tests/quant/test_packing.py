@@ -13,6 +13,7 @@ from qinfer.cuda_ops import ops
 from qinfer.plugins.quant.fp8 import pack_e4m3, round_to_e4m3
 from qinfer.plugins.quant.none import pack_plain
 from qinfer.plugins.quant.wint4 import pack_int4
+from qinfer.plugins.quant.wint4_variants import pack_int4_zero_points
 from qinfer.plugins.quant.wint8 import pack_int8
 
 E4M3 = ml_dtypes.float8_e4m3fn
@@ -87,16 +88,43 @@ def test_rounding_to_e4m3_is_that_of_ml_dtypes(rng):
     np.testing.assert_array_equal(got, expected)
 
 
-@pytest.mark.parametrize("shape", [(3, 64), (ROWS + 1, 192)])
-def test_int4_is_round_half_away_of_7_w_over_the_groups_absmax(shape, weight_of):
+@pytest.mark.parametrize(
+    ("shape", "group"),
+    [((3, 64), 64), ((ROWS + 1, 192), 64), ((ROWS + 1, 256), 128), ((5, 96), 96)],
+)
+def test_int4_is_round_half_away_of_7_w_over_the_groups_absmax(shape, group, weight_of):
     weight = weight_of(shape)
-    groups = weight.astype(np.float64).reshape(shape[0], -1, 64)
+    groups = weight.astype(np.float64).reshape(shape[0], -1, group)
     absmax = np.abs(groups).max(axis=2)
-    packed = pack_int4(weight)
+    packed = pack_int4(weight, group)
     np.testing.assert_allclose(packed["scale"], absmax / 7, rtol=1e-6)
     got = packed["weight"].astype(np.float64).reshape(groups.shape)
     assert np.abs(got - groups / absmax[:, :, None] * 7).max() <= 0.5 + 1e-5
     assert (np.abs(got).max(axis=2) == 7).all()
+
+
+@pytest.mark.parametrize(("shape", "group"), [((ROWS + 1, 192), 64), ((5, 96), 96)])
+def test_int4_with_zero_points_is_within_half_a_step(shape, group, weight_of):
+    """Half a step for rounding the weight and half for rounding the zero point, at the ends."""
+    weight = weight_of(shape) + weight_of((1, 1))
+    weight[2, :group] = np.abs(weight[2, :group])  # 0 has to be held all the same
+    exact = weight.astype(np.float64)
+    packed = pack_int4_zero_points(weight, group)
+    low, high = (
+        getattr(exact.reshape(shape[0], -1, group), end)(axis=2, initial=0)
+        for end in ("min", "max")
+    )
+    np.testing.assert_allclose(packed["scale"], (high - low) / 15, rtol=1e-5)
+    codes, zero, scale = (packed[name].astype(np.float64) for name in ("weight", "zero", "scale"))
+    assert (zero == np.rint(zero)).all()
+    assert zero.min() >= -8
+    assert zero.max() <= 7
+    wide = [np.repeat(array, group, axis=1) for array in (zero, scale)]
+    error = np.abs((codes - wide[0]) * wide[1] - exact) / wide[1]
+    assert error.max() <= 1 + 1e-3
+    inside = (codes > -8) & (codes < 7)
+    assert error[inside].max() <= 0.5 + 1e-3
+    assert (np.abs(codes).reshape(shape[0], -1) <= 8).all()
 
 
 @pytest.mark.parametrize("pack", [pack_int8, pack_e4m3])

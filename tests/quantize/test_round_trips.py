@@ -28,7 +28,7 @@ MORE = [
     {"quant": "wint8", "method": "percentile"},
     {"quant": "wint4", "group_size": -1, "method": "awq+mse"},
     {"quant": "wint4", "group_size": 16, "zero_points": True, "method": "awq+gptq"},
-    {"quant": "wint4", "group_size": -1, "zero_points": True, "method": "percentile"},
+    {"quant": "wint4-channel-zp", "method": "percentile"},
     {"quant": "a8w8c8", "activations": "tensor", "method": "smoothquant+mse"},
     {"quant": "a8w8", "format": "paddlenlp", "method": "mse", "skip": "*.down,layers.1.*"},
     {"quant": "fp8", "activations": "tensor", "method": "percentile", "kv_cache_dtype": "int8"},

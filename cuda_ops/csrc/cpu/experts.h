@@ -19,7 +19,7 @@ Task route(const float* logits, float* weights, int32_t* experts, int64_t tokens
 // on its row of x and its weight alone.
 Task expert_linear(Format format, const float* x, const void* packed, const float* scale,
                    const int32_t* experts, float* y, int64_t pairs, int64_t x_rows, int64_t in,
-                   int64_t out, int64_t count);
+                   int64_t out, int64_t count, int64_t scales);
 
 // The same as `linear_a8w8`, of int8 weights.
 Task expert_linear_a8w8(const float* x, const void* packed, const float* scale,

@@ -89,8 +89,10 @@ void pack_weight(Format format, const void* weight, void* packed, int64_t out, i
 }
 
 Task linear(Format format, const float* x, const void* packed, const float* scale,
-            const float* bias, float* y, int64_t rows, int64_t in, int64_t out) {
-  return product(format, make_job(format, x, packed, scale, bias, y, rows, in, out));
+            const float* bias, float* y, int64_t rows, int64_t in, int64_t out, int64_t scales) {
+  Job job = make_job(format, x, packed, scale, bias, y, rows, in, out);
+  job.scales = scales;
+  return product(format, job);
 }
 
 Task linear_a8w8(const float* x, const void* packed, const float* scale, const float* input_scale,
@@ -152,9 +154,9 @@ Task of_experts(Job job, const int32_t* experts, int64_t x_rows, int64_t count,
 
 Task expert_linear(Format format, const float* x, const void* packed, const float* scale,
                    const int32_t* experts, float* y, int64_t pairs, int64_t x_rows, int64_t in,
-                   int64_t out, int64_t count) {
+                   int64_t out, int64_t count, int64_t scales) {
   Job job = make_job(format, x, packed, scale, nullptr, y, pairs, in, out);
-  job.scales = format == Format::kInt4 ? out * (in / 64) : out;
+  job.scales = scales;
   return of_experts(job, experts, x_rows, count,
                     [=](const Job& sorted) { return product(format, sorted); });
 }

@@ -24,11 +24,12 @@ int64_t packed_scales(int64_t out, int64_t groups);
 void pack_scales(const float* scale, float* packed, int64_t out, int64_t groups);
 
 // x [rows, in] float, y [rows, out] float; bias [out] or null. scale: [out] for int8 and e4m3, for
-// int4 packed ones of 64 inputs. x is rounded to 16 bits (int8) or e4m3 of its row's largest
-// magnitude, or to at least 15 bits of the largest in each 64 inputs (int4). A result's bits depend
-// on its row of x alone: not on `rows`, nor on the number of threads.
+// int4 packed ones of equal groups of inputs, 64 or a multiple; `scales`: how many. x is rounded to
+// 16 bits (int8) or e4m3 of its row's largest magnitude, or to at least 15 bits of the largest in
+// each 64 inputs (int4). A result's bits depend on its row of x alone: not on `rows`, nor on the
+// number of threads.
 Task linear(Format format, const float* x, const void* packed, const float* scale,
-            const float* bias, float* y, int64_t rows, int64_t in, int64_t out);
+            const float* bias, float* y, int64_t rows, int64_t in, int64_t out, int64_t scales);
 
 // The same with a weight packed as int8, for x rounded to int8 too: by `input_scale`, or where that
 // is null by each row's largest magnitude / 127.

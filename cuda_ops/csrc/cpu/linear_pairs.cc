@@ -97,10 +97,13 @@ int64_t padded(int64_t group) {
   return divide_up(group, W::kStep) * W::kStep;
 }
 
-// To 16 bits of each group's largest magnitude.
+// To 16 bits of each group's largest magnitude. `shared`: groups with one scale, 0 if the weight
+// has no scales of groups.
 template <typename W>
-Task product_of_groups(const Job& job, int64_t group, bool has_group_scales, int64_t exact) {
-  const Rounded x = Rounded::make(job.rows, job.in / group, padded<W>(group), exact);
+Task product_of_groups(const Job& job, int64_t group, int64_t shared, int64_t exact) {
+  const bool has_group_scales = shared > 0;
+  const Rounded x = Rounded::make(job.rows, job.in / group, padded<W>(group),
+                                  has_group_scales ? shared : 1, exact);
   return pair_product<W>(
       job, x, has_group_scales, [=](const float* from, int64_t count, int64_t g) {
         const float by = std::max(largest_magnitude(from, count) / kMost, 1e-30f);
@@ -154,11 +157,11 @@ void pack_group4(const int8_t* weight, char* packed, int64_t out, int64_t in, in
 }
 
 Task group8_product(const Job& job, int64_t group) {
-  return product_of_groups<Bytes>(job, group, true, kExactBytes);
+  return product_of_groups<Bytes>(job, group, 1, kExactBytes);
 }
 
 Task group4_product(const Job& job, int64_t group) {
-  return product_of_groups<Nibbles>(job, group, true, kExactNibbles);
+  return product_of_groups<Nibbles>(job, group, 1, kExactNibbles);
 }
 
 #if !defined(__AVX512VNNI__)
@@ -171,13 +174,11 @@ void pack_int8(const int8_t* weight, char* packed, int64_t out, int64_t in) {
   pack_group8(weight, packed, out, in, in);
 }
 
-Task int8_product(const Job& job) {
-  return product_of_groups<Bytes>(job, job.in, false, kExactBytes);
-}
+Task int8_product(const Job& job) { return product_of_groups<Bytes>(job, job.in, 0, kExactBytes); }
 
 Task a8w8_product(const Job& job, const float* input_scale) {
   constexpr int64_t kExact = 65536;  // below 2^31 / 128^2
-  const Rounded x = Rounded::make(job.rows, 1, padded<Bytes>(job.in), kExact);
+  const Rounded x = Rounded::make(job.rows, 1, padded<Bytes>(job.in), 1, kExact);
   return pair_product<Bytes>(job, x, false, [=](const float* from, int64_t count, int64_t g) {
     const float own = std::max(largest_magnitude(from, count) / 127.0f, 1e-30f);
     x.round(from, count, g, input_scale ? *input_scale : own, -128, 127);
@@ -190,7 +191,10 @@ void pack_int4(const int8_t* weight, char* packed, int64_t out, int64_t in) {
   pack_group4(weight, packed, out, in, kGroupInputs);
 }
 
-Task int4_product(const Job& job) { return group4_product(job, kGroupInputs); }
+Task int4_product(const Job& job) {
+  const int64_t shared = job.in / kGroupInputs / job.groups();
+  return product_of_groups<Nibbles>(job, kGroupInputs, shared, kExactNibbles);
+}
 
 #endif
 

@@ -1,5 +1,5 @@
-// Products over int4 weights in groups of 64 inputs with a scale each, by AVX-512's dot products of
-// bytes: x becomes integers too, and a group's sums are exact.
+// Products over int4 weights with a scale for each 64 inputs, or for several times so many, by
+// AVX-512's dot products of bytes: x becomes integers too, and a group's sums are exact.
 #if defined(__AVX512VNNI__)
 
 #include "dot_bytes.h"
@@ -44,7 +44,7 @@ void split_group(const float* x, const SignedPlanes& planes, int64_t g) {
 
 template <int R, int P>
 void int4_tile(const Job& job, const SignedPlanes& x, int64_t row, int64_t p) {
-  const int64_t groups = job.in / kGroupInputs;
+  const int64_t groups = job.in / kGroupInputs, scales = job.groups(), shared = groups / scales;
   F32 acc[R][P] = {};
   for (int64_t g = 0; g < groups; ++g) {
     I32 high[R][P] = {}, low[R][P] = {};
@@ -65,7 +65,7 @@ void int4_tile(const Job& job, const SignedPlanes& x, int64_t row, int64_t p) {
       }
 #pragma GCC unroll 16
     for (int i = 0; i < P; ++i) {
-      const F32 scale = load<F32>(job.scale + ((p + i) * groups + g) * kLanes);
+      const F32 scale = load<F32>(job.scale + ((p + i) * scales + g / shared) * kLanes);
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
         const F32 upper = __builtin_convertvector(high[r][i], F32) * 128.0f;

@@ -61,15 +61,17 @@ struct Rounded {
   std::shared_ptr<float[]> scale;      // [rows, groups]
   std::shared_ptr<int32_t[]> sums;     // [rows, groups], of the numbers
   int64_t groups, padded;
-  int64_t exact;  // inputs whose products a 32-bit sum holds whatever they are
+  int64_t shared;  // groups in a row that one scale of the weight is for
+  int64_t exact;   // inputs whose products a 32-bit sum holds whatever they are
 
-  static Rounded make(int64_t rows, int64_t groups, int64_t padded, int64_t exact) {
+  static Rounded make(int64_t rows, int64_t groups, int64_t padded, int64_t shared, int64_t exact) {
     const int64_t count = rows * groups;
     return {scratch<int16_t>(count * padded),
             scratch<float>(count),
             scratch<int32_t>(count),
             groups,
             padded,
+            shared,
             exact};
   }
 
@@ -143,8 +145,8 @@ struct Nibbles {
   }
 };
 
-// R rows times P panels. With `scale` [panels, groups, lanes] every group's sum is scaled by it and
-// by x's; without, there is one group, and x's scale is left to the end (Job::row_scale).
+// R rows times P panels. With `scale` [panels, groups / shared, lanes] every group's sum is scaled
+// by it and by x's; without, there is one group, and x's scale is left to the end (Job::row_scale).
 template <typename W, int R, int P>
 void pair_tile(const Job& job, const Rounded& x, const float* scale, int64_t row, int64_t p) {
   const int64_t steps = x.padded / W::kStep, flush = x.exact / W::kStep;
@@ -169,7 +171,8 @@ void pair_tile(const Job& job, const Rounded& x, const float* scale, int64_t row
       for (int64_t s = 0; s < count; ++s) W::step(sum, numbers, weights, s);
 #pragma GCC unroll 8
       for (int i = 0; i < P; ++i) {
-        const F32 by = scale ? load<F32>(scale + ((p + i) * x.groups + g) * kLanes) : splat(1);
+        const int64_t at = (p + i) * (x.groups / x.shared) + g / x.shared;
+        const F32 by = scale ? load<F32>(scale + at * kLanes) : splat(1);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
           const F32 part = __builtin_convertvector(sum[r][i], F32);

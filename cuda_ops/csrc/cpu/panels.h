@@ -59,7 +59,10 @@ struct Job {
   float* y;
   const Order* order;  // of experts' pairs, or null: one weight for all rows
   const int64_t* to;   // row -> row of y, or null: the same
-  int64_t scales;      // numbers in `scale`
+  int64_t scales;      // numbers in `scale`, of one weight
+
+  // Groups of inputs with a scale each, of an int4 weight.
+  int64_t groups() const { return scales / (divide_up(out, kLanes) * kLanes); }
 
   // Where row r of x begins; of the r-th pair in order.
   const float* row(int64_t r) const { return x + (order ? order->pair[r] / order->share : r) * in; }
