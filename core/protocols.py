@@ -140,7 +140,12 @@ class Runner(Protocol):
 class OverlappingRunner(Protocol):
     """A runner whose device computes by itself, so that the engine can work beside it."""
 
-    def step_while(
-        self, batch: StepInput, sampling: SamplingInput, meanwhile: Callable[[], None]
-    ) -> StepOutput:
-        """As ``Runner.step``; calls ``meanwhile`` once all of the step has been queued."""
+    def begin(
+        self, batch: StepInput, sampling: SamplingInput, rows: Array | None = None
+    ) -> Callable[[], StepOutput] | None:
+        """Queue a step; what is returned waits for it and gives its output.
+
+        With ``rows`` [S] int64 each sequence has one token, ``batch.token_ids`` is not known yet:
+        it is what the step begun before chooses in these rows. None where the runner cannot do
+        that; nothing was queued then. A step may be forgotten without waiting for it.
+        """
