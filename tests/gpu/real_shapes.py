@@ -21,7 +21,7 @@ CASES = {
         ),
         Case(
             name="qwen2-1.5b",
-            **_SMALL,
+            **_SMALL | {"num_layers": 2},
             hidden_size=1536,
             intermediate_size=8960,
             num_heads=12,
