@@ -126,7 +126,8 @@ class Runner(Protocol):
     It may have ``logits(batch)``, which runs a step and returns the logits [R, vocab_size] float32
     as numpy instead of choosing tokens; ``qinfer eval`` needs it. And it may have
     ``read_bandwidth()``, the bytes a second its device reads from memory, measured when it is
-    called; ``qinfer bench`` holds steps against it.
+    called; ``qinfer bench`` holds steps against it. With ``operator_times(batch)``, the
+    ``OperatorTime`` of each operator of a step, ``qinfer bench --kernels`` shows them too.
     """
 
     def step(self, batch: StepInput, sampling: SamplingInput) -> StepOutput:

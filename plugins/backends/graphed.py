@@ -13,11 +13,20 @@ from paddle import Tensor
 
 from qinfer.core.device import place
 from qinfer.core.protocols import Model
-from qinfer.core.types import Array, CacheSpec, LayerCache, SamplingInput, StepInput, StepOutput
+from qinfer.core.types import (
+    Array,
+    CacheSpec,
+    LayerCache,
+    OperatorTime,
+    SamplingInput,
+    StepInput,
+    StepOutput,
+)
 from qinfer.cuda_ops.cuda import empty
 from qinfer.cuda_ops.cuda_bandwidth import read_bandwidth
 from qinfer.cuda_ops.graphs import Card, Mark
-from qinfer.cuda_ops.ops import choose_tokens
+from qinfer.cuda_ops.ops import argmax, choose_tokens
+from qinfer.plugins.backends.operator_times import operator_times
 from qinfer.plugins.backends.step_graph import (
     Continued,
     StepGraph,
@@ -94,6 +103,14 @@ class GraphRunner:
     def read_bandwidth(self) -> float:
         """Bytes a second that the card reads from its memory, measured now."""
         return read_bandwidth(self.card)
+
+    def operator_times(self, batch: StepInput) -> list[OperatorTime]:
+        """Those of a step over this batch, whose cached keys and values may be anything."""
+        placed, model = _on_card(batch), self._open_model()
+        with paddle.no_grad():
+            return operator_times(
+                lambda: argmax(model(placed, self.cache)), self.card, int(batch.seq_lens.sum())
+            )
 
     def close(self) -> None:
         """Drop the model, the cache and the graphs."""
