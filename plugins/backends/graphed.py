@@ -59,6 +59,7 @@ class GraphRunner:
         self.cache = [_layer_cache(cache, layer, card.index) for layer in range(cache.num_layers)]
         self.model: Model | None = model
         self.card, self.max_blocks, self.note = card, max_blocks, note
+        self.device = paddle.device.get_device()
         self.sizes = decode_sizes(most)
         self.pads_prompts = cache.head_dim in PADDED_HEADS
         self.graphs: dict[StepSize, StepGraph] = {}
@@ -82,10 +83,10 @@ class GraphRunner:
         size = self._size(batch, samples and is_plain)
         if rows is not None and (size not in self.graphs or not is_plain):
             return None
-        answer, count = self._next_answer(), len(batch.logit_rows)
+        model, answer, count = self._open_model(), self._next_answer(), len(batch.logit_rows)
         with paddle.no_grad():
             if size is None:
-                logits, tokens = self._open_model()(_on_card(batch), self.cache), None
+                logits, tokens = model(_on_card(batch), self.cache), None
             else:
                 before = None if rows is None else Continued(self.answers[1].tokens, rows)
                 logits, tokens = self._graph(size).begin(batch, sampling, before)
@@ -96,8 +97,9 @@ class GraphRunner:
 
     def logits(self, batch: StepInput) -> NDArray[np.float32]:
         """The logits [R, vocab_size] of a step, with no token chosen."""
+        model = self._open_model()
         with paddle.no_grad():
-            found: NDArray[np.float32] = self._open_model()(_on_card(batch), self.cache).numpy()
+            found: NDArray[np.float32] = model(_on_card(batch), self.cache).numpy()
         return found
 
     def read_bandwidth(self) -> float:
@@ -106,7 +108,8 @@ class GraphRunner:
 
     def operator_times(self, batch: StepInput) -> list[OperatorTime]:
         """Those of a step over this batch, whose cached keys and values may be anything."""
-        placed, model = _on_card(batch), self._open_model()
+        model = self._open_model()
+        placed = _on_card(batch)
         with paddle.no_grad():
             return operator_times(
                 lambda: argmax(model(placed, self.cache)), self.card, int(batch.seq_lens.sum())
@@ -120,8 +123,11 @@ class GraphRunner:
         self.cache = []
 
     def _open_model(self) -> Model:
+        """The model, whose card is the current one then: another may have been opened since."""
         if self.model is None:
             raise RuntimeError("the runner has been closed")
+        if paddle.device.get_device() != self.device:
+            paddle.set_device(self.device)
         return self.model
 
     def _next_answer(self) -> Answer:
