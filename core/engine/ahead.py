@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from qinfer.core.engine.sampler import has_edits, sampling_input
+from qinfer.core.engine.sampler import sampling_input
 from qinfer.core.engine.scheduler import Chunk, Scheduler
 from qinfer.core.protocols import OverlappingRunner
 from qinfer.core.types import SamplingInput, StepInput, StepOutput
@@ -55,7 +55,7 @@ class NextStep:
         tables = self._tables(lengths, before.batch.block_tables[self.rows])
         first_rows = np.array([sequence.first_row for sequence in self.sequences], np.int64)
         slots = tables[np.arange(count), lengths // size].astype(np.int64) * size + lengths % size
-        may_edit = any(has_edits(sequence.params) for sequence in self.sequences)
+        may_edit = any(sequence.params.edits for sequence in self.sequences)
         self.sampling = None if may_edit else sampling_input(self.sequences, ahead=1)
         self.fills_block = (lengths + 1) % size == 0
         self.batch = StepInput(

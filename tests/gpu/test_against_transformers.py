@@ -54,8 +54,8 @@ def test_logits_are_as_near_as_transformers_own(answered, size, record_property)
         off(logits, said["exact"])
         for logits in (step_logits(model, tokens, chunks), said["rounded"])
     )
-    of = {"own": own, "theirs": theirs}
-    record_property("off", {name: (np.median(rows), rows.max()) for name, rows in of.items()})
+    for name, rows in (("own", own), ("theirs", theirs)):
+        record_property(name, f"median {np.median(rows):.2e}, most {rows.max():.2e}")
     assert np.median(own) < 1.2 * np.median(theirs)
     assert np.quantile(own, 0.9) < 1.5 * np.quantile(theirs, 0.9)
 
@@ -70,10 +70,10 @@ def test_64_greedy_tokens(answered, record_property):
     expected = said["tokens"].tolist()
     differ = [at for at in range(NEW_TOKENS) if got[at] != expected[at]]
     rounding = 2 * np.abs(said["rounded"] - said["exact"]).max(axis=1)
-    record_property("first_difference", differ[:1])
+    record_property("first_difference", str(differ[:1]))
     if differ:
         row = case.prompt_length - 1 + differ[0]
         exact = said["exact"][row]
         margin = exact.max() - exact[got[differ[0]]]
-        record_property("margin", (margin, rounding[row]))
+        record_property("margin", f"{margin:.4f} of {rounding[row]:.4f}")
         assert margin <= rounding[row]
