@@ -16,10 +16,10 @@ from statistics import median, quantiles
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from qinfer.core.bench_floor import operator_records, step_floor
 from qinfer.core.child import python_command
 from qinfer.core.errors import QinferError, UsageError
 from qinfer.core.llm import LLM
-from qinfer.core.model_card import step_bytes
 from qinfer.core.params import SamplingParams
 
 
@@ -30,6 +30,7 @@ class BenchSettings:
     ``config``: a published model's name or a config.json, whose weights are drawn at random.
     ``requests``: of each run, as many at a time as the batch size; 0 for that many. Each case, a
     prompt length and a batch size, is run ``repeat`` times after one run that is not counted.
+    ``kernels``: also time each operator of a decoding step.
     """
 
     model: str = ""
@@ -48,6 +49,7 @@ class BenchSettings:
     max_batch_tokens: int = 0
     repeat: int = 3
     require_kernels: bool = False
+    kernels: bool = False
 
 
 def measure(settings: BenchSettings) -> list[dict[str, Any]]:
@@ -115,6 +117,12 @@ def _case(llm: LLM, settings: BenchSettings, prompt: int, size: int) -> dict[str
     requests = settings.requests or size
     decoded = size * (settings.output_tokens - 1)
     step = median(steps) if steps else None
+    context = prompt + settings.output_tokens // 2
+    floor = step_floor(llm, size, context, step)
+    kernels: dict[str, Any] = {}
+    if settings.kernels:
+        speed, engine = floor["read_bytes_per_s"], llm.engine
+        kernels["kernels"] = operator_records(engine.runner, engine.cache, size, context, speed)
     return {
         "batch_size": size,
         "prompt_tokens": prompt,
@@ -129,25 +137,9 @@ def _case(llm: LLM, settings: BenchSettings, prompt: int, size: int) -> dict[str
         "decode_step_seconds_p50": step,
         "decode_step_seconds_p90": _percentile(steps, 90),
         "decode_step_seconds_p99": _percentile(steps, 99),
-        **_floor(llm, size, prompt + settings.output_tokens // 2, step),
+        **floor,
         "peak_memory_bytes": _peak_memory(),
-    }
-
-
-def _floor(llm: LLM, size: int, context: int, step: float | None) -> dict[str, Any]:
-    """How fast memory is read here now, how long that makes a step at least, and the share of a
-    step's time that is.
-    """
-    bandwidth = getattr(llm.engine.runner, "read_bandwidth", None)
-    if bandwidth is None:
-        return {"read_bytes_per_s": None, "floor_seconds": None, "floor_share": None}
-    loaded, speed = llm.loaded, bandwidth()
-    read = step_bytes(loaded.config, loaded.linears, loaded.plan, llm.engine.cache, size, context)
-    floor = read / speed
-    return {
-        "read_bytes_per_s": speed,
-        "floor_seconds": floor,
-        "floor_share": floor / step if step else None,
+        **kernels,
     }
 
 

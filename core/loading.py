@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qinfer.core.card_limits import check_sizes, choose_dtypes
 from qinfer.core.discovery import PluginRecord
-from qinfer.core.errors import BadCheckpoint, Unsupported
+from qinfer.core.errors import BadCheckpoint
 from qinfer.core.hooks import Hooks
 from qinfer.core.selection import choose_quant, detect_model, open_session, resolve
 from qinfer.core.types import (
@@ -113,6 +114,8 @@ def prepare(run: RunConfig, selected: Selected, folder: Path) -> Prepared:
         ),
     )
     linears = hooks.linear_layers(config)
+    if device.kind == "gpu":
+        check_sizes(config, linears)
     plan = hooks.plan_quant(config, linears, device)
     if run.random_weights:
         files: Checkpoint = RandomCheckpoint(folder, hooks.weight_rules(config), config.dtype)
@@ -177,24 +180,6 @@ def read_model(prepared: Prepared, progress: Progress) -> LoadedModel:
         plan=prepared.plan,
         stats=stats,
     )
-
-
-def choose_dtypes(own: str, asked: str, device: DeviceInfo) -> tuple[str, str]:
-    """What parameters are rounded to and what is computed in, from the checkpoint's own dtype and
-    the one asked for. Raises Unsupported for one a GPU does not compute in.
-    """
-    dtype = own if asked == "auto" else asked
-    if device.kind == "cpu":
-        return dtype, device.compute_dtypes[0]
-    if dtype in device.compute_dtypes:
-        return dtype, dtype
-    if asked != "auto":
-        known = " or ".join(device.compute_dtypes)
-        raise Unsupported(
-            f"the GPU operators do not compute in {dtype}",
-            remedy=f"Use --dtype {known}, or --device cpu.",
-        )
-    return device.compute_dtypes[0], device.compute_dtypes[0]
 
 
 def cache_layout(

@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any
 
 from qinfer.core.errors import InvalidParams
 
 MAX_LOGPROBS = 20
+
+GREEDY_BELOW = 1e-5
+"""A lower temperature is greedy: dividing by it would overflow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +55,28 @@ class SamplingParams:
         bad = [problem for problem in _problems(self) if problem]
         if bad:
             raise InvalidParams("invalid sampling parameters: " + "; ".join(bad))
+
+    @cached_property
+    def drawing(self) -> tuple[float, int, float, float]:
+        """Temperature, top_k, top_p and min_p as the operators take them."""
+        temperature = self.temperature or 0.0
+        return (
+            0.0 if temperature < GREEDY_BELOW else temperature,
+            self.top_k or 0,
+            1.0 if self.top_p is None else self.top_p,
+            self.min_p or 0.0,
+        )
+
+    @cached_property
+    def edits(self) -> bool:
+        """Whether the logits of such a request may be edited."""
+        return bool(
+            self.logit_bias
+            or (self.repetition_penalty or 1.0) != 1.0
+            or self.presence_penalty
+            or self.frequency_penalty
+            or self.min_tokens
+        )
 
     def with_defaults(self, generation_config: Mapping[str, Any]) -> SamplingParams:
         """Fill every ``None`` from a parsed generation_config.json, then from the neutral value.

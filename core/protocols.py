@@ -126,7 +126,8 @@ class Runner(Protocol):
     It may have ``logits(batch)``, which runs a step and returns the logits [R, vocab_size] float32
     as numpy instead of choosing tokens; ``qinfer eval`` needs it. And it may have
     ``read_bandwidth()``, the bytes a second its device reads from memory, measured when it is
-    called; ``qinfer bench`` holds steps against it.
+    called; ``qinfer bench`` holds steps against it. With ``operator_times(batch)``, the
+    ``OperatorTime`` of each operator of a step, ``qinfer bench --kernels`` shows them too.
     """
 
     def step(self, batch: StepInput, sampling: SamplingInput) -> StepOutput:
@@ -140,7 +141,12 @@ class Runner(Protocol):
 class OverlappingRunner(Protocol):
     """A runner whose device computes by itself, so that the engine can work beside it."""
 
-    def step_while(
-        self, batch: StepInput, sampling: SamplingInput, meanwhile: Callable[[], None]
-    ) -> StepOutput:
-        """As ``Runner.step``; calls ``meanwhile`` once all of the step has been queued."""
+    def begin(
+        self, batch: StepInput, sampling: SamplingInput, rows: Array | None = None
+    ) -> Callable[[], StepOutput] | None:
+        """Queue a step; what is returned waits for it and gives its output.
+
+        With ``rows`` [S] int64 each sequence has one token, ``batch.token_ids`` is not known yet:
+        it is what the step begun before chooses in these rows. None where the runner cannot do
+        that; nothing was queued then. A step may be forgotten without waiting for it.
+        """

@@ -382,6 +382,19 @@ class StepOutput:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OperatorTime:
+    """An operator's part in a step: ``calls`` of it over the same ``shapes`` (of its result and of
+    its largest argument), the ``seconds`` one takes, and the bytes it has to read and write.
+    """
+
+    name: str
+    shapes: str
+    calls: int
+    seconds: float
+    nbytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoadStats:
     """What loading a model took: seconds, and bytes of parameters held."""
 

@@ -63,6 +63,23 @@ class Card:
         return used, peak, kept
 
 
+class Mark:
+    """A place in a card's queue that can be waited for, while what comes after it goes on."""
+
+    def __init__(self, card: Card) -> None:
+        self._card, self._handle = card, ctypes.c_void_p()
+        card.call("new_mark", card.index, ctypes.byref(self._handle))
+        weakref.finalize(self, card.call, "drop_mark", self._handle).atexit = False
+
+    def set(self) -> None:
+        """Put it behind everything that is queued."""
+        self._card.call("set_mark", self._card.index, self._handle)
+
+    def wait(self) -> None:
+        """Return when the card has come to it, at once if it was never set."""
+        self._card.call("wait_mark", self._handle)
+
+
 class Graph(Generic[R]):
     """The kernels that ``call`` starts. What it returns is overwritten by each replay; every other
     tensor it makes is given up to the next kernel of this or any other recording.

@@ -2,10 +2,13 @@
 
 import pytest
 
+from goldens import tiny
 from qinfer.core import device
+from qinfer.core.card_limits import check_sizes, choose_dtypes
 from qinfer.core.errors import Unsupported, UsageError
-from qinfer.core.loading import choose_dtypes
 from qinfer.core.nvidia import Card, visible
+from qinfer.plugins.models.qwen2 import Qwen2
+from qinfer.plugins.models.qwen3 import Qwen3
 
 CARD = Card(
     index=0,
@@ -68,6 +71,28 @@ def test_dtypes_on_a_card(monkeypatch):
     assert choose_dtypes("float32", "auto", card) == ("bfloat16", "bfloat16")
     with pytest.raises(Unsupported, match="do not compute in float32"):
         choose_dtypes("bfloat16", "float32", card)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("gqa", ""),
+        ("qwen3_tied", "heads of 16, 32, .* have 20"),
+        ("qwen3_window", "heads of 64, 128 .* have 16"),
+        ("odd", "numbers, and this model's have 20"),
+        ("narrow", "sixteens, and layers.0.down has 72"),
+    ],
+)
+def test_sizes_that_a_card_does_not_compute(name, said):
+    narrow = tiny.Case(name="narrow", intermediate_size=72)
+    case = narrow if name == "narrow" else tiny.CASES[name]
+    plugin = Qwen3() if case.family == "qwen3" else Qwen2()
+    config = plugin.read_config(case.config)
+    if not said:
+        check_sizes(config, plugin.linear_layers(config))
+        return
+    with pytest.raises(Unsupported, match=said):
+        check_sizes(config, plugin.linear_layers(config))
 
 
 def test_a_gpu_is_refused_once_paddle_has_been_imported(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,16 @@ COLUMNS = {
     "floor_share": "share",
     "parameter_bytes": "weights MiB",
     "peak_memory_bytes": "peak MiB",
+}
+
+KERNEL_COLUMNS = {
+    "operator": "operator",
+    "shapes": "result, largest argument",
+    "calls": "calls",
+    "seconds": "one, ms",
+    "floor_seconds": "floor ms",
+    "floor_share": "share",
+    "step_seconds": "together, ms",
 }
 
 
@@ -70,6 +81,8 @@ COLUMNS = {
         help="Most tokens of a step; by default the device's: see run.")  # fmt: skip
 @option(WORK, "--repeat", type=COUNT, default=3, show_default=True,
         help="Runs counted, after one that is not.")  # fmt: skip
+@option(WORK, "--kernels", is_flag=True,
+        help="Also time each operator of a decoding step, beside its floor (GPU).")  # fmt: skip
 @option("Output", "--json", "as_json", is_flag=True, help="Print a JSON list of records.")
 @option("Output", "--plot", metavar="FILE.png|svg", help="Draw the speeds into a file.")
 def command(schemes: tuple[str, ...], as_json: bool, plot: str | None, **options: Any) -> int:
@@ -88,15 +101,25 @@ def command(schemes: tuple[str, ...], as_json: bool, plot: str | None, **options
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     settings = BenchSettings(**given)
     records = measure_all(settings, schemes, lambda text: click.echo(text, err=True))
-    click.echo(json.dumps(records, indent=1) if as_json else _table(records))
+    click.echo(json.dumps(records, indent=1) if as_json else _table(records, COLUMNS))
+    for record in [] if as_json else records:
+        if "kernels" in record:
+            click.echo(_kernels(record))
     if plot:
         _draw(records, Path(plot))
     return 0
 
 
-def _table(records: list[dict[str, Any]]) -> str:
-    rows = [list(COLUMNS.values()), *([_cell(r, key) for key in COLUMNS] for r in records)]
-    return table(rows)
+def _table(records: list[dict[str, Any]], columns: Mapping[str, str]) -> str:
+    return table([list(columns.values()), *([_cell(r, key) for key in columns] for r in records)])
+
+
+def _kernels(record: dict[str, Any]) -> str:
+    """The operators of a case's decoding step, and what they take together."""
+    case = f"{record['quant']}, {record['batch_size']} x {record['prompt_tokens']} tokens"
+    together = sum(one["step_seconds"] for one in record["kernels"])
+    title = f"\n{case}: the operators of a step, one by one, take {together * 1000:,.3f} ms"
+    return f"{title}\n{_table(record['kernels'], KERNEL_COLUMNS)}"
 
 
 def _cell(record: dict[str, Any], key: str) -> str:
@@ -108,7 +131,7 @@ def _cell(record: dict[str, Any], key: str) -> str:
     if key.endswith("_bytes"):
         return f"{value / 2**20:,.0f}"
     if "seconds" in key:
-        return f"{value * 1000:,.2f}"
+        return f"{value * 1000:,.{4 if 'operator' in record else 2}f}"
     return f"{value:,.0f}" if isinstance(value, int) else f"{value:,.1f}"
 
 

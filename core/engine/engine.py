@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
+from functools import partial
 
-from qinfer.core.engine.ahead import NextStep, Step, can_follow
+from qinfer.core.engine.ahead import NextStep, Step, StepInFlight, follow
 from qinfer.core.engine.answer import Answer, row_logprobs
 from qinfer.core.engine.batch import step_input
 from qinfer.core.engine.kv_cache import BlockPool
@@ -23,7 +24,6 @@ from qinfer.core.protocols import OverlappingRunner, Runner
 from qinfer.core.tokenizer import Tokenizer
 from qinfer.core.types import (
     CacheSpec,
-    RequestStats,
     RunConfig,
     StepOutput,
     StepStats,
@@ -63,6 +63,7 @@ class Engine:
         )
         self._answers: dict[Sequence, Answer] = {}
         self._requests = 0
+        self._flight: StepInFlight | None = None
         self._ready: NextStep | None = None
 
     @property
@@ -99,40 +100,62 @@ class Engine:
     def step(self) -> list[tuple[int, Delta]]:
         """Run one step; returns (request id, delta) for every sequence that gained a token."""
         begin = time.perf_counter()
-        ready, self._ready = self._ready, None
-        step = ready.take(self.scheduler) if ready else None
-        chunks = step[0] if step else self.scheduler.schedule()
-        if not chunks:
-            return []
-        for chunk in chunks:
-            chunk.sequence.started_at = chunk.sequence.started_at or begin
-        ending = [chunk.sequence for chunk in chunks if chunk.is_last]
         try:
-            output = self._run(
-                step or (chunks, step_input(chunks, self.block_size), sampling_input(ending))
-            )
-            tokens, now = output.token_ids.tolist(), time.perf_counter()
-            deltas = [
-                (sequence.request_id, self._delta(sequence, token, output, row, now))
-                for row, (sequence, token) in enumerate(zip(ending, tokens, strict=True))
-            ]
+            flight = self._flight or self._begin(begin)
+            if flight is None:
+                return []
+            self._flight = None
+            following, begun = self._follow(flight)
+            chunks, deltas = self._deltas(flight)
+            if following and begun:
+                self._flight = begun if following.settle() else None
+            else:
+                self._ready = following
         except BaseException:  # Ctrl-C too: the engine must be usable afterwards
-            self._undo(chunks)
+            self._undo()
             raise
         self._report(chunks, time.perf_counter() - begin)
         return deltas
 
-    def _run(self, step: Step) -> StepOutput:
-        """Run a step; a device that computes by itself leaves time to make the next one ready."""
+    def _begin(self, now: float) -> StepInFlight | None:
+        """Begin a step all of whose tokens are known; None if there is nothing to do."""
+        ready, self._ready = self._ready, None
+        step = ready.take() if ready else None
+        if step is None:
+            chunks = self.scheduler.schedule()
+            if not chunks:
+                return None
+            for chunk in chunks:
+                chunk.sequence.started_at = chunk.sequence.started_at or now
+            ending = [chunk.sequence for chunk in chunks if chunk.is_last]
+            step = Step(chunks, step_input(chunks, self.block_size), sampling_input(ending))
         chunks, batch, sampling = step
         if not isinstance(self.runner, OverlappingRunner):
-            return self.runner.step(batch, sampling)
+            return StepInFlight(chunks, batch, partial(self.runner.step, batch, sampling))
+        finish = self.runner.begin(batch, sampling)
+        assert finish is not None
+        return StepInFlight(chunks, batch, finish)
 
-        def prepare() -> None:
-            if can_follow(chunks, self.scheduler):
-                self._ready = NextStep(chunks, batch, self.scheduler)
+    def _follow(self, flight: StepInFlight) -> tuple[NextStep | None, StepInFlight | None]:
+        """Make the step after this one ready, and begin it where its tokens need not be known."""
+        if not isinstance(self.runner, OverlappingRunner):
+            return None, None
+        following = follow(flight, self.scheduler)
+        return following, following.begin(self.runner) if following else None
 
-        return self.runner.step_while(batch, sampling, prepare)
+    def _deltas(self, flight: StepInFlight) -> tuple[list[Chunk], list[tuple[int, Delta]]]:
+        """Wait for a step and hand its tokens to the sequences that are still there; also gives
+        their chunks.
+        """
+        output = flight.finish()
+        tokens, now = output.token_ids.tolist(), time.perf_counter()
+        chunks = [chunk for chunk in flight.chunks if chunk.sequence in self._answers]
+        ending = [chunk.sequence for chunk in flight.chunks if chunk.is_last]
+        return chunks, [
+            (sequence.request_id, self._delta(sequence, token, output, row, now))
+            for row, (sequence, token) in enumerate(zip(ending, tokens, strict=True))
+            if sequence in self._answers
+        ]
 
     def abort(self, request_id: int) -> None:
         """Drop what is left of a request; unknown and finished ones are ignored."""
@@ -180,7 +203,7 @@ class Engine:
             return Delta(index=sequence.index, text=text, token_ids=(token,), logprobs=logprobs)
         self.scheduler.finish(sequence)
         del self._answers[sequence]
-        stats = _request_stats(sequence, answer.finish_reason, now)
+        stats = sequence.stats(answer.finish_reason, now)
         self.hooks.request_done(stats)
         return Delta(
             index=sequence.index,
@@ -197,13 +220,12 @@ class Engine:
             stats=stats,
         )
 
-    def _undo(self, chunks: Rows[Chunk]) -> None:
+    def _undo(self) -> None:
         """A step failed or was interrupted: nothing it was to write can be trusted."""
-        for chunk in reversed(chunks):
-            if chunk.sequence in self.scheduler.running:
-                self.scheduler.preempt(chunk.sequence)
+        while self.scheduler.running:
+            self.scheduler.preempt(self.scheduler.running[-1])
         self.pool.forget_all()
-        self._ready = None
+        self._flight = self._ready = None
 
     def _report(self, chunks: Rows[Chunk], seconds: float) -> None:
         decoded = sum(chunk.length == 1 and chunk.is_last for chunk in chunks)
@@ -217,16 +239,3 @@ class Engine:
                 kv_usage=1 - self.pool.num_free / len(self.pool.references),
             )
         )
-
-
-def _request_stats(sequence: Sequence, reason: str, now: float) -> RequestStats:
-    return RequestStats(
-        prompt_tokens=len(sequence.prompt),
-        cached_tokens=sequence.num_cached,
-        output_tokens=len(sequence.output),
-        finish_reason=reason,
-        queue_seconds=sequence.started_at - sequence.added_at,
-        first_token_seconds=sequence.first_token_at - sequence.added_at,
-        total_seconds=now - sequence.added_at,
-        preemptions=sequence.preemptions,
-    )

@@ -8,18 +8,14 @@ from collections.abc import Sequence as Rows
 import numpy as np
 
 from qinfer.core.engine.sequence import Sequence
-from qinfer.core.params import SamplingParams
 from qinfer.core.types import SamplingInput
-
-GREEDY_BELOW = 1e-5
-"""A lower temperature is greedy: dividing by it would overflow."""
 
 
 def sampling_input(sequences: Rows[Sequence], ahead: int = 0) -> SamplingInput:
     """One row for each sequence whose next token is to be chosen, after ``ahead`` that are not
-    known yet; then none may have edits (``has_edits``), which depend on them.
+    known yet; then none may have edits (``params.edits``), which depend on them.
     """
-    settings = [_settings(sequence.params) for sequence in sequences]
+    settings = [sequence.params.drawing for sequence in sequences]
     columns = np.array(settings, np.float64).reshape(-1, 4)
     draws = [
         uniform(s.seed, len(s.output) + ahead) if row[0] else 0.0
@@ -28,7 +24,7 @@ def sampling_input(sequences: Rows[Sequence], ahead: int = 0) -> SamplingInput:
     edits = [
         edit
         for row, sequence in enumerate(sequences)
-        if has_edits(sequence.params)
+        if sequence.params.edits
         for edit in _edits(row, sequence)
     ]
     rows, tokens, scale, bias = zip(*edits, strict=True) if edits else ((), (), (), ())
@@ -44,28 +40,6 @@ def sampling_input(sequences: Rows[Sequence], ahead: int = 0) -> SamplingInput:
         edit_scale=np.array(scale, np.float32),
         edit_bias=np.array(bias, np.float32),
         num_logprobs=max(wanted, default=-1),
-    )
-
-
-def _settings(params: SamplingParams) -> tuple[float, int, float, float]:
-    """Temperature, top_k, top_p and min_p as the operators take them."""
-    temperature = params.temperature or 0.0
-    return (
-        0.0 if temperature < GREEDY_BELOW else temperature,
-        params.top_k or 0,
-        1.0 if params.top_p is None else params.top_p,
-        params.min_p or 0.0,
-    )
-
-
-def has_edits(params: SamplingParams) -> bool:
-    """Whether the logits of such a request may be edited."""
-    return bool(
-        params.logit_bias
-        or (params.repetition_penalty or 1.0) != 1.0
-        or params.presence_penalty
-        or params.frequency_penalty
-        or params.min_tokens
     )
 
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from qinfer.core.engine.kv_cache import EMPTY
 from qinfer.core.params import SamplingParams
+from qinfer.core.types import RequestStats
 
 NO_BLOCKS = np.zeros(0, np.int32)
 
@@ -68,3 +69,16 @@ class Sequence:
         if start >= border:
             return self.output[start - border : end - border]
         return self.prompt[start:end] + self.output[max(start - border, 0) : max(end - border, 0)]
+
+    def stats(self, finish_reason: str, now: float) -> RequestStats:
+        """What became of it; ``now``, as the other times, on the clock of ``time.perf_counter``."""
+        return RequestStats(
+            prompt_tokens=len(self.prompt),
+            cached_tokens=self.num_cached,
+            output_tokens=len(self.output),
+            finish_reason=finish_reason,
+            queue_seconds=self.started_at - self.added_at,
+            first_token_seconds=self.first_token_at - self.added_at,
+            total_seconds=now - self.added_at,
+            preemptions=self.preemptions,
+        )

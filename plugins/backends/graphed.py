@@ -8,16 +8,32 @@ from typing import Any
 
 import numpy as np
 import paddle
+from numpy.typing import NDArray
 from paddle import Tensor
 
 from qinfer.core.device import place
 from qinfer.core.protocols import Model
-from qinfer.core.types import CacheSpec, LayerCache, SamplingInput, StepInput, StepOutput
+from qinfer.core.types import (
+    Array,
+    CacheSpec,
+    LayerCache,
+    OperatorTime,
+    SamplingInput,
+    StepInput,
+    StepOutput,
+)
 from qinfer.cuda_ops.cuda import empty
 from qinfer.cuda_ops.cuda_bandwidth import read_bandwidth
-from qinfer.cuda_ops.graphs import Card
-from qinfer.cuda_ops.ops import choose_tokens
-from qinfer.plugins.backends.step_graph import StepGraph, StepSize, decode_sizes, prompt_size
+from qinfer.cuda_ops.graphs import Card, Mark
+from qinfer.cuda_ops.ops import argmax, choose_tokens
+from qinfer.plugins.backends.operator_times import operator_times
+from qinfer.plugins.backends.step_graph import (
+    Continued,
+    StepGraph,
+    StepSize,
+    decode_sizes,
+    prompt_size,
+)
 
 PADDED_HEADS = (64, 128)
 """Head sizes whose attention passes over tokens of no sequence (csrc/cuda/prefill.cu)."""
@@ -43,35 +59,61 @@ class GraphRunner:
         self.cache = [_layer_cache(cache, layer, card.index) for layer in range(cache.num_layers)]
         self.model: Model | None = model
         self.card, self.max_blocks, self.note = card, max_blocks, note
+        self.device = paddle.device.get_device()
         self.sizes = decode_sizes(most)
         self.pads_prompts = cache.head_dim in PADDED_HEADS
         self.graphs: dict[StepSize, StepGraph] = {}
         self.seen: set[StepSize] = set()
+        self.answers = [Answer(card, most) for _ in range(2)]
 
     def step(self, batch: StepInput, sampling: SamplingInput) -> StepOutput:
         """Run one step; numpy in, numpy out."""
-        return self.step_while(batch, sampling, lambda: None)
+        finish = self.begin(batch, sampling)
+        assert finish is not None
+        return finish()
 
-    def step_while(
-        self, batch: StepInput, sampling: SamplingInput, meanwhile: Callable[[], None]
-    ) -> StepOutput:
-        """As ``step``; calls ``meanwhile`` while the card computes."""
-        if self.model is None:
-            raise RuntimeError("the runner has been closed")
-        size = self._size(batch)
+    def begin(
+        self, batch: StepInput, sampling: SamplingInput, rows: Array | None = None
+    ) -> Callable[[], StepOutput] | None:
+        """Queue a step, as ``OverlappingRunner`` says; one whose graph is not recorded yet, or that
+        wants log-probabilities, does not go on from another.
+        """
+        is_plain = not sampling.edit_rows.size and sampling.num_logprobs < 0
+        samples = bool(sampling.temperature.any())
+        size = self._size(batch, samples and is_plain)
+        if rows is not None and (size not in self.graphs or not is_plain):
+            return None
+        model, answer, count = self._open_model(), self._next_answer(), len(batch.logit_rows)
         with paddle.no_grad():
             if size is None:
-                logits = self.model(_on_card(batch), self.cache)
-                return self._choose(logits, sampling, len(batch.logit_rows), meanwhile)
-            graph = self._graph(size)
-            if is_greedy(sampling):
-                return StepOutput(token_ids=graph.tokens(batch, meanwhile))
-            padded = _padded(sampling, size.sequences)
-            return self._choose(graph.logits(batch), padded, len(batch.logit_rows), meanwhile)
+                logits, tokens = model(_on_card(batch), self.cache), None
+            else:
+                before = None if rows is None else Continued(self.answers[1].tokens, rows)
+                logits, tokens = self._graph(size).begin(batch, sampling, before)
+            logprobs = None
+            if size is None or not is_plain or size.samples != samples:
+                tokens, logprobs = choose_tokens(logits, tokens, _padded(sampling, len(logits)))
+            return answer.bring(tokens, logprobs, count)
+
+    def logits(self, batch: StepInput) -> NDArray[np.float32]:
+        """The logits [R, vocab_size] of a step, with no token chosen."""
+        model = self._open_model()
+        with paddle.no_grad():
+            found: NDArray[np.float32] = model(_on_card(batch), self.cache).numpy()
+        return found
 
     def read_bandwidth(self) -> float:
         """Bytes a second that the card reads from its memory, measured now."""
         return read_bandwidth(self.card)
+
+    def operator_times(self, batch: StepInput) -> list[OperatorTime]:
+        """Those of a step over this batch, whose cached keys and values may be anything."""
+        model = self._open_model()
+        placed = _on_card(batch)
+        with paddle.no_grad():
+            return operator_times(
+                lambda: argmax(model(placed, self.cache)), self.card, int(batch.seq_lens.sum())
+            )
 
     def close(self) -> None:
         """Drop the model, the cache and the graphs."""
@@ -80,12 +122,28 @@ class GraphRunner:
         self.graphs.clear()
         self.cache = []
 
-    def _size(self, batch: StepInput) -> StepSize | None:
+    def _open_model(self) -> Model:
+        """The model, whose card is the current one then: another may have been opened since."""
+        if self.model is None:
+            raise RuntimeError("the runner has been closed")
+        if paddle.device.get_device() != self.device:
+            paddle.set_device(self.device)
+        return self.model
+
+    def _next_answer(self) -> Answer:
+        """Where the step that is begun now leaves its tokens. Those of the step before may not have
+        been read; what the one before that used is free when it is over.
+        """
+        self.answers.reverse()
+        self.answers[0].over.wait()
+        return self.answers[0]
+
+    def _size(self, batch: StepInput, samples: bool) -> StepSize | None:
         """The size of graph for a step, None for none."""
         tokens, sequences = len(batch.token_ids), len(batch.seq_lens)
         if tokens == sequences == len(batch.logit_rows) and tokens <= self.sizes[-1]:
             count = next(size for size in self.sizes if size >= tokens)
-            return StepSize(count, count)
+            return StepSize(count, count, samples)
         size = prompt_size(tokens, sequences) if self.pads_prompts else None
         if size is None or size in self.seen:
             return size
@@ -94,8 +152,7 @@ class GraphRunner:
 
     def _graph(self, size: StepSize) -> StepGraph:
         if size not in self.graphs:
-            model, cache = self.model, self.cache
-            assert model is not None
+            model, cache = self._open_model(), self.cache
             if not self.graphs:
                 self.note("Recording CUDA graphs as batch sizes come up")
             self.graphs[size] = StepGraph(
@@ -103,17 +160,32 @@ class GraphRunner:
             )
         return self.graphs[size]
 
-    def _choose(
-        self, logits: Tensor, sampling: SamplingInput, count: int, meanwhile: Callable[[], None]
-    ) -> StepOutput:
-        tokens, logprobs = choose_tokens(logits, None, sampling)
-        meanwhile()
-        if logprobs is None:
-            return StepOutput(token_ids=tokens.numpy()[:count])
-        chosen, top, ids = (part.numpy()[:count] for part in logprobs)
-        return StepOutput(
-            token_ids=tokens.numpy()[:count], logprobs=chosen, top_logprobs=top, top_ids=ids
-        )
+
+class Answer:
+    """Where the tokens of a step come to."""
+
+    def __init__(self, card: Card, most: int) -> None:
+        self.card, self.over = card, Mark(card)
+        self.here = card.pinned(most * 8).view(np.int64)
+        self.tokens: Tensor = None  # on the card
+
+    def bring(
+        self, tokens: Tensor, logprobs: tuple[Tensor, Tensor, Tensor] | None, count: int
+    ) -> Callable[[], StepOutput]:
+        """Queue the copy of the first ``count``; what is returned waits for it."""
+        self.tokens = tokens
+        self.card.copy(self.here.ctypes.data, tokens.data_ptr(), count * 8)
+        self.over.set()
+
+        def finish() -> StepOutput:
+            self.over.wait()
+            found = self.here[:count].copy()
+            if logprobs is None:
+                return StepOutput(token_ids=found)
+            chosen, top, ids = (part.numpy()[:count] for part in logprobs)
+            return StepOutput(token_ids=found, logprobs=chosen, top_logprobs=top, top_ids=ids)
+
+        return finish
 
 
 def _layer_cache(spec: CacheSpec, layer: int, device: int) -> LayerCache:
@@ -129,15 +201,6 @@ def _layer_cache(spec: CacheSpec, layer: int, device: int) -> LayerCache:
     else:
         key_scales, value_scales = (place(np.array(part)) for part in spec.scales[layer])
     return LayerCache(keys=keys, values=values, key_scales=key_scales, value_scales=value_scales)
-
-
-def is_greedy(sampling: SamplingInput) -> bool:
-    """Whether every row takes its largest logit and nothing else is asked for."""
-    return bool(
-        (sampling.temperature == 0).all()
-        and not len(sampling.edit_rows)
-        and sampling.num_logprobs < 0
-    )
 
 
 def _padded(sampling: SamplingInput, size: int) -> SamplingInput:

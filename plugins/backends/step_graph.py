@@ -5,15 +5,17 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from paddle import Tensor
 
-from qinfer.core.types import StepInput
+from qinfer.core.types import SamplingInput, StepInput
 from qinfer.cuda_ops.cuda import empty
 from qinfer.cuda_ops.graphs import Card, Graph, view
-from qinfer.cuda_ops.ops import argmax
+from qinfer.cuda_ops.ops import argmax, sample
 
 ALIGNED = 16
 """Bytes every input's part of the buffer is a multiple of."""
@@ -27,10 +29,13 @@ PROMPT_SEQUENCES = [1, 4, 16, 64, 256]
 
 @dataclass(frozen=True, order=True)
 class StepSize:
-    """The tokens and sequences a graph is for; as many of both are one token of each."""
+    """The tokens and sequences a graph is for; as many of both are one token of each. ``samples``:
+    its tokens are drawn, otherwise they are the likeliest.
+    """
 
     tokens: int
     sequences: int
+    samples: bool = False
 
     @property
     def is_decode(self) -> bool:
@@ -53,6 +58,13 @@ def prompt_size(tokens: int, sequences: int) -> StepSize | None:
     return None if size.tokens <= size.sequences else size
 
 
+class Continued(NamedTuple):
+    """Tokens that a step before this one chooses: ``rows`` [S] of ``tokens``, on the card."""
+
+    tokens: Tensor
+    rows: NDArray[np.int64]
+
+
 class StepGraph:
     """The graph of one size of step with its inputs and outputs, which keep their places.
 
@@ -65,33 +77,29 @@ class StepGraph:
     ) -> None:
         self.card, self.size = card, size
         self.inputs = StepBuffer(card, size, max_blocks)
-        self.answer = card.pinned(size.sequences * 8).view(np.int64)
 
         def compute() -> tuple[Tensor, Tensor]:
             logits = model(self.inputs.tensors)
-            return logits, argmax(logits)
+            return logits, self._choose(logits)
 
         self.inputs.upload(None)
         compute()  # loads kernels and plans products, which a recording must not do
         card.wait()
         self.graph = Graph(card, compute)
 
-    def logits(self, batch: StepInput) -> Tensor:
-        """Logits [sequences of the size, vocab_size], overwritten by the next call."""
-        self.inputs.upload(batch)
-        return self.graph.replay()[0]
-
-    def tokens(self, batch: StepInput, meanwhile: Callable[[], None]) -> NDArray[np.int64]:
-        """The token that has the largest logit, for each row of logits that is wanted; calls
-        ``meanwhile`` while the card computes.
+    def begin(
+        self, batch: StepInput, sampling: SamplingInput, before: Continued | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Queue a step; its logits [sequences of the size, vocab_size] and tokens, which the next
+        step of this size overwrites.
         """
-        self.inputs.upload(batch)
-        _, tokens = self.graph.replay()
-        self.card.copy(self.answer.ctypes.data, tokens.data_ptr(), self.answer.nbytes)
-        meanwhile()
-        self.card.wait()
-        found: NDArray[np.int64] = self.answer[: len(batch.logit_rows)].copy()
-        return found
+        self.inputs.upload(batch, sampling if self.size.samples else None, before)
+        return self.graph.replay()
+
+    def _choose(self, logits: Tensor) -> Tensor:
+        if not self.size.samples:
+            return argmax(logits)
+        return sample(logits, **self.inputs.draws, shortlist=0)
 
 
 @dataclass(frozen=True)
@@ -101,8 +109,20 @@ class _Part:
     shape: list[int]
 
 
+DRAWS = {
+    "temperature": "float32",
+    "top_k": "int64",
+    "top_p": "float32",
+    "min_p": "float32",
+    "uniform": "float32",
+}
+"""What a row is drawn by, and its type."""
+
+
 class StepBuffer:
-    """A step's inputs side by side: pinned here, and on the card as tensors."""
+    """A step's inputs side by side: on the card as tensors, and twice pinned here, as one may be on
+    its way while the next step's are filled in.
+    """
 
     def __init__(self, card: Card, size: StepSize, max_blocks: int) -> None:
         parts = [
@@ -112,6 +132,7 @@ class StepBuffer:
             _Part("logit_rows", "int64", [size.sequences]),
             _Part("query_starts", "int32", [size.sequences + 1]),
             _Part("seq_lens", "int32", [size.sequences]),
+            *(_Part(name, dtype, [size.sequences]) for name, dtype in DRAWS.items()),
             _Part("block_tables", "int32", [size.sequences, max_blocks]),
         ]
         offsets, total = [], 0
@@ -120,24 +141,60 @@ class StepBuffer:
             bytes_ = int(np.prod(part.shape)) * np.dtype(part.dtype).itemsize
             total += -(-bytes_ // ALIGNED) * ALIGNED
         self.card, self.size = card, size
-        self.pinned = card.pinned(total)
         self.on_card = empty([total], "uint8", card.index)
-        self.arrays = {
-            part.name: np.ndarray(part.shape, part.dtype, self.pinned, offset)
+        self.sides = [_Pinned(card.pinned(total), parts, offsets) for _ in range(2)]
+        tensors = {
+            part.name: view(self.on_card, offset, part.shape, part.dtype)
             for part, offset in zip(parts, offsets, strict=True)
         }
-        self.tensors = StepInput(
-            **{
-                part.name: view(self.on_card, offset, part.shape, part.dtype)
-                for part, offset in zip(parts, offsets, strict=True)
-            }
-        )
-        self.arrays["query_starts"][:] = np.arange(size.sequences + 1)
-        self.arrays["logit_rows"][:] = np.arange(size.sequences)
-        self.arrays["block_tables"][:] = 0
+        draws = {name: tensors.pop(name) for name in DRAWS}
+        self.tensors, self.draws = StepInput(**tensors), draws
+        for side in self.sides:
+            side.arrays["query_starts"][:] = np.arange(size.sequences + 1)
+            side.arrays["logit_rows"][:] = np.arange(size.sequences)
 
-    def upload(self, batch: StepInput | None) -> None:
-        """Fill in a batch of up to this size (None: of none) and queue the copy."""
+    def upload(
+        self,
+        batch: StepInput | None,
+        sampling: SamplingInput | None = None,
+        before: Continued | None = None,
+    ) -> None:
+        """Fill in a batch of up to this size (None: of none) and queue the copy. Tokens that go on
+        from another step are copied on the card.
+        """
+        self.sides.reverse()
+        side = self.sides[0]
+        side.fill(batch, self.size)
+        if sampling is not None:
+            for name in DRAWS:
+                given = getattr(sampling, name)
+                side.arrays[name][: len(given)] = given
+                side.arrays[name][len(given) :] = 0  # the likeliest
+        self.card.copy(self.on_card.data_ptr(), side.memory.ctypes.data, side.memory.nbytes)
+        if before is not None:
+            self._continue(before)
+
+    def _continue(self, before: Continued) -> None:
+        """One copy for each run of rows that follow each other."""
+        to, source, each = self.tensors.token_ids.data_ptr(), before.tokens.data_ptr(), 8
+        breaks = np.flatnonzero(np.diff(before.rows) != 1) + 1
+        for start, end in pairwise([0, *breaks.tolist(), len(before.rows)]):
+            first = source + int(before.rows[start]) * each
+            self.card.copy(to + start * each, first, (end - start) * each)
+
+
+class _Pinned:
+    """One of a buffer's two sides in the computer's memory."""
+
+    def __init__(self, memory: NDArray[np.uint8], parts: list[_Part], offsets: list[int]) -> None:
+        self.memory = memory
+        memory[:] = 0
+        self.arrays = {
+            part.name: np.ndarray(part.shape, part.dtype, memory, offset)
+            for part, offset in zip(parts, offsets, strict=True)
+        }
+
+    def fill(self, batch: StepInput | None, size: StepSize) -> None:
         arrays = self.arrays
         tokens, rows = (0, 0) if batch is None else (len(batch.token_ids), len(batch.seq_lens))
         for name, missing in (("token_ids", 0), ("positions", 0), ("slot_mapping", -1)):
@@ -148,9 +205,8 @@ class StepBuffer:
                 arrays[name][:tokens] = getattr(batch, name)
             arrays["seq_lens"][:rows] = batch.seq_lens
             arrays["block_tables"][:rows, : batch.block_tables.shape[1]] = batch.block_tables
-        if not self.size.is_decode:  # a decoding step's are always the same
+        if not size.is_decode:  # a decoding step's are always the same
             self._point_at(batch, rows)
-        self.card.copy(self.on_card.data_ptr(), self.pinned.ctypes.data, self.pinned.nbytes)
 
     def _point_at(self, batch: StepInput | None, rows: int) -> None:
         """Which tokens belong to which sequence, and whose logits are wanted."""

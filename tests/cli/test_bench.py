@@ -108,3 +108,10 @@ def test_a_plot_is_drawn(folder, tmp_path):
     path = tmp_path / "speed.png"
     assert bench("--model", folder, "--plot", str(path), *SMALL).exception is None
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_operators_are_not_timed_on_a_processor(folder):
+    done = bench("--model", folder, "--kernels", *SMALL)
+    assert isinstance(done.exception, QinferError)
+    assert done.exception.exit_code == 2
+    assert "on a GPU only" in str(done.exception)

@@ -28,7 +28,7 @@ def compute(case: tiny.Case, dtype: str = "float32") -> Answer:
     """
     import torch
 
-    model = _build(case, dtype)
+    model = build(case, dtype)
     prompt = tiny.prompt(case)
     if case.more.get("rope_scaling", {}).get("type") == "dynamic":
         # The base grows with every call and stays: let it be that of the length this project
@@ -60,7 +60,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def _build(case: tiny.Case, dtype: str) -> Any:
+def build(case: tiny.Case, dtype: str) -> Any:
     import torch
     import transformers
 

@@ -1,12 +1,17 @@
 """Whole models of every family in every scheme: the card's logits beside the processor's.
 
 Both hold the same numbers, quantised by the same code, so the difference is that of computing in
-16 bits. The processor's own answers are held against transformers' in tests/test_families.py.
+16 bits. How much that may be is measured: the processor computes once more and rounds what every
+operator gives to 16 bits. Where activations are rounded to eight bits a last bit is a whole step
+now and then, and a token may go to another expert; that is in the measure. The processor's own
+answers are held against transformers' in tests/test_families.py.
 """
 
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
+import paddle
 import pytest
 
 from goldens import tiny
@@ -14,12 +19,12 @@ from goldens.steps import Stepper, step_logits
 from qinfer.core.progress import NoProgress
 from qinfer.core.session import load_model, select
 from qinfer.core.types import RunConfig
+from qinfer.cuda_ops import table
 
 FAMILIES = ["gqa", "moe", "moe_norm", "qwen3", "qwen3_moe", "window", "qwen_long", "yarn"]
 SCHEMES = ["none", "wint8", "wint4", "a8w8", "fp8"]
-TOLERANCE = {"none": 6e-3, "wint8": 6e-3, "wint4": 1e-2, "a8w8": 0.35, "fp8": 0.35}
-"""Rounding inputs to eight bits turns the last bit of a 16-bit number into a whole step here and
-there, and the tiny models' rows are short."""
+ALLOWED = 2
+"""Times the measured difference: the card also sums in another order."""
 
 
 def error(got, expected):
@@ -28,8 +33,28 @@ def error(got, expected):
     """
     assert np.isfinite(got).all()
     rows = np.linalg.norm(got - expected, axis=1) / np.sqrt((expected**2).sum(axis=1).mean())
-    assert np.quantile(rows, 0.9) < 0.5
     return np.median(rows)
+
+
+def halved(found):
+    """Floats rounded to float16, as a card keeps them."""
+    if isinstance(found, tuple):
+        return tuple(map(halved, found))
+    is_wide = isinstance(found, paddle.Tensor) and found.dtype == paddle.float32
+    return found.astype("float16").astype("float32") if is_wide else found
+
+
+@contextmanager
+def in_16_bits():
+    """Every operator's results are rounded."""
+    runs = {entry: entry.run for entry in table.TABLE.values()}
+    for entry, run in runs.items():
+        entry.run = lambda *args, run=run, **options: halved(run(*args, **options))
+    try:
+        yield
+    finally:
+        for entry, run in runs.items():
+            entry.run = run
 
 
 def wide(case):
@@ -55,15 +80,17 @@ def test_a_family_in_a_scheme(written, quant):
     case, folder, tokens = written
     on_processor = opened(folder, quant, "cpu")
     expected = step_logits(on_processor, tokens, [len(tokens)], case.prompt_length)
+    with in_16_bits():
+        rounded = step_logits(on_processor, tokens, [len(tokens)], case.prompt_length)
+    limit = ALLOWED * error(rounded, expected)
+    assert limit < 0.35  # else nothing would be seen
     model = opened(folder, quant, "gpu")
     whole = step_logits(model, tokens, [len(tokens)], case.prompt_length)
-    assert error(whole, expected) < TOLERANCE[quant]
     by_token = step_logits(model, tokens, [1] * len(tokens), case.prompt_length)
-    assert error(by_token, expected) < TOLERANCE[quant]
     batch = Stepper(model.model, model.config, 3, len(tokens), case.prompt_length)
     first = batch.step([tokens[:9], tokens, tokens[:1]])
     second = batch.step([tokens[9:], [], tokens[1:20]])
-    for got in (np.concatenate([first[0], second[0]]), first[1]):
-        assert error(got, expected) < TOLERANCE[quant]
+    for got in (whole, by_token, np.concatenate([first[0], second[0]]), first[1]):
+        assert error(got, expected) < limit
     few = np.concatenate([first[2], second[2]])
-    assert error(few, expected[:20]) < 2 * TOLERANCE[quant]
+    assert error(few, expected[:20]) < 2 * limit

@@ -58,7 +58,7 @@ def coarse(x):
 @pytest.mark.parametrize("format_", ["plain", "int8", "e4m3", "int4"])
 @pytest.mark.parametrize(("rows", "is_first", "is_gated"), [(1, 0, 0), (1, 0, 1), (5, 1, 0)])
 def test_norm_linear(format_, shape, rows, is_first, is_gated, rng):
-    width, out = shape
+    width, out = shape[0], shape[1] * (1 + is_gated)
     layer, weight, bias = layer_of(format_, width, out, rng)
     delta, residual = (rounded(rng.normal(size=(rows, width)) * 3, "bfloat16") for _ in range(2))
     norm = rounded(rng.normal(size=width) / 4 + 1, "bfloat16")

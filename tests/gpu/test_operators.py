@@ -30,6 +30,13 @@ def test_rows(dtype, rng):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 7), (3, 131), (64, 2048)])
+def test_to_float32(dtype, shape, rng):
+    x = rounded(rng.normal(size=shape), dtype)
+    np.testing.assert_array_equal(back(ops.to_float32(card(x))), x.astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("rows", "width"), [(1, 64), (5, 4864), (130, 200)])
 def test_silu_gate(dtype, rows, width, rng):
     x = rounded(rng.normal(size=(rows, 2 * width)) * 4, dtype)

@@ -34,8 +34,16 @@ template <class T>
 __global__ void float_kernel(const T* x, float* y, int64_t count) {
   let_next_start();
   wait_for_previous();
-  const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i < count) y[i] = number(x[i]);
+  const int64_t i = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) * 8;
+  if (i + 8 > count) {
+    for (int64_t j = i; j < count; ++j) y[j] = number(x[j]);
+    return;
+  }
+  float wide[8];
+  unpack8<T>(*reinterpret_cast<const uint4*>(x + i), wide);
+  auto* to = reinterpret_cast<float4*>(y + i);
+  to[0] = make_float4(wide[0], wide[1], wide[2], wide[3]);
+  to[1] = make_float4(wide[4], wide[5], wide[6], wide[7]);
 }
 
 // Reads everything and writes nothing that depends on it but a sum, so that no read is left out.
@@ -82,7 +90,7 @@ void silu_gate(Type type, const void* x, void* y, int64_t rows, int64_t width,
 
 void to_float32(Type type, const void* x, float* y, int64_t count, cudaStream_t stream) {
   if (!count) return;
-  const dim3 grid(blocks(count, kThreads));
+  const dim3 grid(blocks(count, kThreads * 8));
   if (type == Type::kBF16)
     launch(float_kernel<BF16>, grid, kThreads, 0, stream, static_cast<const BF16*>(x), y, count);
   else

@@ -209,12 +209,8 @@ void run(const Product& p, cudaStream_t stream) {
   constexpr auto kType =
       std::is_same_v<T, BF16> ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
   auto* kernel = rows_kernel<T, F, N, R>;
-  static const bool raised = [&] {
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 220 << 10),
-          "raising a kernel's shared memory");
-    return true;
-  }();
-  (void)raised;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 220 << 10),
+        "raising a kernel's shared memory");
   Maps maps;
   const uint64_t row_bytes = F == Format::kInt4 ? int4_bytes(1, p.in) : p.in;
   {

@@ -231,12 +231,8 @@ void run(const Product& p, cudaStream_t stream) {
   constexpr size_t kShared = sizeof(Shared) + 1024;
   static_assert(kShared <= 232448);
   auto* kernel = matmul_kernel<T, Y, Gated>;
-  static const bool raised = [&] {
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),
-          "raising a kernel's shared memory");
-    return true;
-  }();
-  (void)raised;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),
+        "raising a kernel's shared memory");
   const int64_t width = Gated ? p.out / 2 : p.out;
   const Maps maps{map_of<T>(p.x, p.rows, p.in, kRows),
                   map_of<T>(p.weight, p.out, p.in, kOutputs / 2),

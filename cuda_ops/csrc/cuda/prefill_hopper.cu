@@ -241,13 +241,9 @@ void run(const Paged& p, cudaStream_t stream) {
   constexpr auto kType =
       std::is_same_v<T, BF16> ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
   constexpr size_t kShared = sizeof(Shared<T, D>) + 1024;
-  static const bool raised = [] {
-    check(cudaFuncSetAttribute(hopper_kernel<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               kShared),
-          "raising a kernel's shared memory");
-    return true;
-  }();
-  (void)raised;
+  check(cudaFuncSetAttribute(hopper_kernel<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             kShared),
+        "raising a kernel's shared memory");
   const uint64_t dim = D, heads = p.heads, kv_heads = p.kv_heads, tokens = p.tokens;
   const uint32_t group = p.heads / p.kv_heads, each = kRows<D> / group;
   Maps maps;

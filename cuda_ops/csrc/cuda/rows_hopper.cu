@@ -99,12 +99,8 @@ CUtensorMap map_of(const void* from, uint64_t rows, uint64_t width, uint32_t box
 template <class Y, int Rows>
 void run(const Product& p, cudaStream_t stream) {
   auto* kernel = rows_kernel<Y, Rows>;
-  static const bool raised = [&] {
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 220 << 10),
-          "raising a kernel's shared memory");
-    return true;
-  }();
-  (void)raised;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 220 << 10),
+        "raising a kernel's shared memory");
   const Maps maps{map_of(p.x, p.rows, p.in, Rows), map_of(p.weight, p.out, p.in, kChannels)};
   const int64_t tiles = (p.out + kChannels - 1) / kChannels;
   const int64_t steps = (p.in + kBytes - 1) / kBytes;

@@ -166,6 +166,38 @@ int qinfer_cuda_copy(int device, void* to, const void* from, size_t bytes) {
   });
 }
 
+// A place in the device's queue that can be waited for.
+int qinfer_cuda_new_mark(int device, void** mark) {
+  return qinfer::cuda::guarded([&] {
+    qinfer::cuda::check(cudaSetDevice(device), "choosing the device");
+    cudaEvent_t event = nullptr;
+    qinfer::cuda::check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "making a mark");
+    *mark = event;
+  });
+}
+
+// Puts it behind everything queued so far.
+int qinfer_cuda_set_mark(int device, void* mark) {
+  return qinfer::cuda::guarded([&] {
+    qinfer::cuda::check(
+        cudaEventRecord(static_cast<cudaEvent_t>(mark), qinfer::cuda::stream_of(device)),
+        "setting a mark");
+  });
+}
+
+// Waits for it; at once if it was never set.
+int qinfer_cuda_wait_mark(void* mark) {
+  return qinfer::cuda::guarded([&] {
+    qinfer::cuda::check(cudaEventSynchronize(static_cast<cudaEvent_t>(mark)), "work on the device");
+  });
+}
+
+int qinfer_cuda_drop_mark(void* mark) {
+  return qinfer::cuda::guarded([&] {
+    qinfer::cuda::check(cudaEventDestroy(static_cast<cudaEvent_t>(mark)), "dropping a mark");
+  });
+}
+
 int qinfer_cuda_pin(void** block, size_t bytes) {
   return qinfer::cuda::guarded(
       [&] { qinfer::cuda::check(cudaMallocHost(block, bytes), "allocating pinned memory"); });
