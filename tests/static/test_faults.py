@@ -41,10 +41,19 @@ def edit(folder: Path, change, *, seal: bool = True) -> None:
     path.write_text(json.dumps({**manifest, "sha256": digest}))
 
 
+def test_files_are_all_there_are(exported):
+    """Of those that are spoilt below."""
+    assert {path.name for path in exported.iterdir()} >= set(FILES)
+    assert set(json.loads((exported / "qinfer.json").read_text())["files"]) | {"qinfer.json"} == {
+        path.name for path in exported.iterdir()
+    }
+
+
+@pytest.mark.parametrize("place", [0, 0.3, 0.5, 1], ids=str)
 @pytest.mark.parametrize("name", FILES)
-def test_a_flipped_bit_is_found(folder, name):
+def test_a_flipped_bit_is_found(folder, name, place):
     data = bytearray((folder / name).read_bytes())
-    data[len(data) // 2] ^= 1
+    data[int(place * (len(data) - 1))] ^= 1
     (folder / name).write_bytes(data)
     assert refuse(folder, BadCheckpoint, name.partition(".")[0]).exit_code == 5
 

@@ -112,6 +112,16 @@ def test_a_killed_export_leaves_no_output_and_the_next_one_cleans_up(checkpoint,
     assert list(tmp_path.iterdir()) == [output]
 
 
+def test_a_folder_that_cannot_be_written_is_named(checkpoint):
+    """In a file system that lets nobody make one."""
+    output = Path("/sys/qinfer-export")
+    with pytest.raises(QinferError, match=f"{output} cannot be written: ") as caught:
+        make.export_model(
+            RunConfig(model=str(checkpoint("gqa")), backend="static"), output, NoProgress()
+        )
+    assert "another disk" in caught.value.remedy
+
+
 def test_what_cannot_be_exported(exported, checkpoint, tmp_path):
     for run, output, match in (
         (RunConfig(model=str(exported), backend="static"), tmp_path / "new", "exported folder"),
