@@ -1,11 +1,11 @@
 """Is an exported program as fast as the model? python -m benchmarks.static [--scheme none ...]
 
-The demo in each scheme, dynamic and exported, in one process and by turns: a prompt of 128 tokens
-and 64 greedy tokens after it, which must be the same ones. Then one decoding step by turns, as the
-engine asks for it: the time in its operators, which are replayed, and what the runner spends beside
-them; and the same step without a recording, as the first two of each batch size are. Last the
-commands' start-up, as whole processes until the first byte. Medians over interleaved rounds; the
-exit code is 1 when tokens differ.
+The demo in each scheme, dynamic and exported, in one process and by turns: prompts of 128 tokens
+and 16 greedy tokens after each, which must be the same ones. Then one decoding step by turns, as
+the engine asks for it: the time in its operators, which are replayed, and what the runner spends
+beside them; and the same step without a recording, as the first two of each batch size are. Last
+the commands' start-up, as whole processes until the first byte. Medians over interleaved rounds;
+the exit code is 1 when tokens differ.
 """
 
 from __future__ import annotations
@@ -36,8 +36,10 @@ from qinfer.core.export.make import export_model
 from qinfer.core.progress import NoProgress
 from qinfer.core.types import RunConfig, StepInput
 
-GREEDY = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True)
+GREEDY = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
 COLUMNS = ["prompt", "operators", "beside", "step", "unrecorded"]
+PROMPTS = 4
+"""Answered by each in each round."""
 STEPS = 25
 """Decoding steps of each timed in each round."""
 SCHEMES = ["none", "wint8", "wint4", "a8w8", "a8w8c8", "fp8"]
@@ -48,6 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.static", description=__doc__)
     parser.add_argument("--scheme", nargs="*", default=SCHEMES)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--startup-rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write every figure here")
     options = parser.parse_args()
@@ -57,7 +60,7 @@ def main() -> None:
             output = Path(folder) / scheme
             export_model(RunConfig(quant=scheme, backend="static"), output, NoProgress())
             found = measure(scheme, output, options.rounds, options.threads)
-            report["schemes"][scheme] = found | startup(scheme, output, options.rounds)
+            report["schemes"][scheme] = found | startup(scheme, output, options.startup_rounds)
             show(scheme, report["schemes"][scheme])
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -72,13 +75,14 @@ def measure(scheme: str, output: Path, rounds: int, threads: int) -> dict[str, A
     times: dict[str, dict[str, list[float]]] = {
         kind: {name: [] for name in COLUMNS} for kind in models
     }
-    for turn, (prompt,) in enumerate(make_prompts(demo_folder(), 128, rounds + 1, 1)):
-        firsts = {kind: answer(llm, prompt["text"], tokens[kind]) for kind, llm in models.items()}
+    for turn, prompts in enumerate(make_prompts(demo_folder(), 128, rounds + 1, PROMPTS)):
+        for prompt in prompts:
+            for kind, llm in models.items():
+                first = answer(llm, prompt["text"], tokens[kind])
+                times[kind]["prompt"] += [first] if turn else []
         if turn == 0:
             steps = {kind: Step(llm) for kind, llm in models.items()}
             continue  # it warms up
-        for kind, first in firsts.items():
-            times[kind]["prompt"].append(first)
         for _ in range(STEPS):
             for kind, step in steps.items():
                 for name, seconds in step.timed().items():

@@ -16,6 +16,8 @@ from qinfer.cuda_ops.native_table import CPU
 from qinfer.cuda_ops.table import version_in_use
 
 FORMATS = ("float32", "bfloat16", "int8", "float8_e4m3fn")
+SOURCES = "sources"
+"""The fact that is not about an order."""
 OUT, IN = 48, 2 * INT4_GROUP
 
 
@@ -26,7 +28,7 @@ def facts() -> dict[str, str]:
     The reference has none: Paddle's own operators are the same everywhere.
     """
     if version_in_use() == CUDA:
-        return {"sources": build_cuda.sources_digest()[:20]}
+        return {SOURCES: build_cuda.sources_digest()[:20]}
     if version_in_use() != CPU:
         return {}
     codes = np.resize(np.arange(-8, 8, dtype=np.int8), (OUT, IN)).copy()
@@ -35,7 +37,7 @@ def facts() -> dict[str, str]:
     orders = {name: _digest(ops.arrange(_as(weight, name), "float32")) for name in FORMATS}
     scale = paddle.arange(OUT * 2, dtype="float32").reshape([OUT, 2])
     orders["int4"] = _digest(*ops.arrange_int4(weight, scale))
-    return {"sources": sources_digest(), **{f"order of {n}": d for n, d in orders.items()}}
+    return {SOURCES: sources_digest(), **{f"order of {n}": d for n, d in orders.items()}}
 
 
 def _as(weight: Tensor, dtype: str) -> Tensor:

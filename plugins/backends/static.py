@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from qinfer.core.errors import Unsupported
@@ -14,7 +15,7 @@ from qinfer.core.types import (
     PluginInfo,
     RunConfig,
 )
-from qinfer.cuda_ops.arrangement import facts
+from qinfer.cuda_ops.arrangement import SOURCES, facts
 from qinfer.cuda_ops.record import set_recorder
 from qinfer.cuda_ops.table import REFERENCE, use, version_in_use
 from qinfer.plugins.backends.dynamic import Dynamic
@@ -73,12 +74,25 @@ class Static(Dynamic):
         self, needs: ExportNeeds, config: ModelConfig, cache: CacheSpec, run: RunConfig, path: Path
     ) -> StaticModel:
         """Load the program over mapped parameters."""
-        here = facts()
-        for fact, value in needs.facts.items():
-            if here.get(fact) != value:
-                raise Unsupported(
-                    f"{path} was exported for other operators: {fact} {value}, and here it is "
-                    f"{here.get(fact, 'none')}",
-                    remedy="Export the checkpoint again with this version, on this computer.",
-                )
+        _require(needs.facts, path)
         return StaticModel(path, run)
+
+
+def _require(needed: Mapping[str, str], path: Path) -> None:
+    """Refuse a program of other operators, or of operators that want weights in another order."""
+    here = facts()
+    other = [fact for fact, value in needed.items() if here.get(fact) != value]
+    if SOURCES in other:
+        raise Unsupported(
+            f"{path} was exported for other operators: {SOURCES} {needed[SOURCES]}, and here they "
+            f"are {here.get(SOURCES, 'none')}",
+            remedy="Export the checkpoint again with this version of qinfer, or run the folder "
+            "with the version that qinfer info shows.",
+        )
+    if other:
+        raise Unsupported(
+            f"{path} was exported on another kind of processor, whose operators take weights in "
+            f"another order than this one's ({', '.join(other)})",
+            remedy="Export the checkpoint again on this computer, or with "
+            "QINFER_OPERATORS=reference for any computer.",
+        )

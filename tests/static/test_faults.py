@@ -89,7 +89,7 @@ EDITS = {
     "order": (
         lambda m: m["needs"]["facts"].update({"order of int8": "x"}),
         Unsupported,
-        "order of int8",
+        r"another kind of processor.*\(order of int8\)",
     ),
     "unknown": (lambda m: m["cache"].update(colour="red"), BadCheckpoint, "cache has the unknown"),
     "missing": (lack, BadCheckpoint, "config.vocab_size is missing"),
