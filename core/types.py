@@ -357,7 +357,7 @@ class StepInput:
     query_starts [S + 1], seq_lens [S] (cached and new tokens): int32. slot_mapping [T] int64:
     block * block_size + offset where each new key and value goes. block_tables [S, W] int32, W
     at least the most blocks any sequence has; entries past a sequence's end are not read.
-    logit_rows [R] int64: indices into the T tokens.
+    logit_rows [R] int64: indices into the T tokens, all of them in order where R is T.
     """
 
     token_ids: Array

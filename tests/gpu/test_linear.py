@@ -87,6 +87,21 @@ def test_every_e4m3_code_is_read_as_it_is(rng):
     np.testing.assert_allclose(back(got)[0], expected, rtol=4e-3)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_inputs_are_divided_as_the_reference_divides(rows, rng):
+    """bfloat16 numbers over a step fall halfway between two codes often enough for an inverse to
+    show. A weight of ones on the diagonal shows the codes themselves.
+    """
+    for _ in range(20):
+        x = inputs(rng, rows, 256, "bfloat16")
+        weight, scale = np.eye(256).astype(E4M3), np.ones(256, np.float32)
+        got = back(ops.linear_fp8(card(x), card(weight), card(scale), None))
+        wide = x.astype(np.float32)
+        step = np.abs(wide).max(axis=1, keepdims=True) / np.float32(448)
+        expected = rounded((wide / step).astype(E4M3).astype(np.float32) * step, "bfloat16")
+        np.testing.assert_array_equal(got, expected.astype(np.float32))
+
+
 @pytest.mark.parametrize("rows", [1, 5, 8])
 def test_a_product_gives_the_same_bits_again(rows, rng):
     """Parts of a sum that were read before they were written would differ now and then."""

@@ -57,7 +57,7 @@ struct Inputs {
       squares += f.found[w * 4], sum += f.found[w * 4 + 2];
     const float norm = p.norm ? rsqrtf(squares / p.in + p.eps) : 1.0f;
     if (!kRounded) return {0, norm};
-    return {F == Format::kInt8 ? sum * kInt8Shift : 0.0f, norm / unit(of)};
+    return {F == Format::kInt8 ? sum * kInt8Shift : 0.0f, norm * unit(of)};
   }
 
  private:
@@ -104,19 +104,19 @@ struct Inputs {
     *reinterpret_cast<uint4*>(held + i) = pack8<BF16>(v);
   }
 
-  // A row is multiplied with this. e4m3: its largest magnitude becomes 448, as the operator's
-  // contract has it; otherwise a power of two brings it below 2^13, so that nothing of a bfloat16
-  // row is lost in float16 but numbers 2^-27 of its largest.
+  // A row is divided by this. e4m3: its largest magnitude becomes 448, as the operator's contract
+  // has it; otherwise a power of two brings it below 2^13, so that nothing of a bfloat16 row is
+  // lost in float16 but numbers 2^-27 of its largest.
   __device__ __forceinline__ float unit(int of) const {
     float most = 0;
     for (int w = of * warps; w < (of + 1) * warps; ++w) most = fmaxf(most, f.found[w * 4 + 1]);
-    if constexpr (F == Format::kE4M3) return 448.0f / fmaxf(most, 448.0f * 1e-30f);
+    if constexpr (F == Format::kE4M3) return fmaxf(most / 448.0f, 1e-30f);
     const int exponent = int(__float_as_uint(most) >> 23);
-    return __uint_as_float(uint32_t(min(max(254 + 12 - exponent, 1), 253)) << 23);
+    return __uint_as_float(uint32_t(min(max(exponent - 12, 1), 253)) << 23);
   }
 
   __device__ __forceinline__ void round() const {
-    const float by = unit(min(row, p.rows - 1));
+    const float by = unit(min(row, p.rows - 1)), inverse = 1.0f / by;
     float all = 0;
     for (int i = first; i < end; i += stride) {
       float v[8] = {};
@@ -124,8 +124,11 @@ struct Inputs {
       unpack8<BF16>(*at, v);
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
-        v[j] *= by;
-        v[j] = F == Format::kE4M3 ? float(__nv_fp8_e4m3(v[j])) : number(M(v[j]));
+        const float near = v[j] * inverse;
+        if constexpr (F == Format::kE4M3)  // the quotient itself, as in the reference
+          v[j] = float(__nv_fp8_e4m3(fmaf(fmaf(-near, by, v[j]), inverse, near)));
+        else
+          v[j] = number(M(near));
         all += v[j];
       }
       *at = pack8<M>(v);

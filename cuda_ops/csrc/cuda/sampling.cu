@@ -18,14 +18,6 @@ __device__ __forceinline__ unsigned long long row_best(const float* row, int wid
   return block_best(best);
 }
 
-__global__ void __launch_bounds__(kThreads)
-    argmax_kernel(const float* logits, int64_t* out, int width) {
-  let_next_start();
-  wait_for_previous();
-  const unsigned long long best = row_best(logits + int64_t(blockIdx.x) * width, width);
-  if (threadIdx.x == 0) out[blockIdx.x] = 0xffffffffu - unsigned(best);
-}
-
 // Tokens in order: those with a larger key, and of those with `key` the first `ties`.
 struct Cut {
   uint32_t key;
@@ -226,11 +218,6 @@ __global__ void edit_kernel(const int64_t* rows, const int64_t* tokens, const fl
 }
 
 }  // namespace
-
-void argmax(const float* logits, int64_t* out, int64_t rows, int64_t width, cudaStream_t stream) {
-  if (rows)
-    launch(argmax_kernel, dim3(rows), kThreads, 0, stream, logits, out, static_cast<int>(width));
-}
 
 void sample(const Sampling& s, cudaStream_t stream) {
   if (s.rows) launch(sample_kernel, dim3(s.rows), kThreads, 0, stream, s);
