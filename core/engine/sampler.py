@@ -11,14 +11,14 @@ from qinfer.core.engine.sequence import Sequence
 from qinfer.core.types import SamplingInput
 
 
-def sampling_input(sequences: Rows[Sequence], ahead: int = 0) -> SamplingInput:
-    """One row for each sequence whose next token is to be chosen, after ``ahead`` that are not
-    known yet; then none may have edits (``params.edits``), which depend on them.
+def sampling_input(sequences: Rows[Sequence]) -> SamplingInput:
+    """One row for each sequence whose next token is to be chosen. Of one whose last token is not
+    known yet the edits (``params.edits``) are not right.
     """
     settings = [sequence.params.drawing for sequence in sequences]
     columns = np.array(settings, np.float64).reshape(-1, 4)
     draws = [
-        uniform(s.seed, len(s.output) + ahead) if row[0] else 0.0
+        uniform(s.seed, len(s.output) + s.awaiting) if row[0] else 0.0
         for s, row in zip(sequences, settings, strict=True)
     ]
     edits = [

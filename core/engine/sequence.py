@@ -22,7 +22,8 @@ class Sequence:
     ``num_computed`` counts tokens whose keys and values are in ``blocks``; ``hashed`` how many of
     those blocks are offered for sharing, the last of them holding the content ``content``.
     ``first_row`` is where the model's position tables begin for this sequence. ``blocks`` may grow;
-    to change it otherwise, give it another list.
+    to change it otherwise, give it another list. ``awaiting`` is 1 while a step that chooses its
+    next token is under way: that token counts, but is not known.
     """
 
     request_id: int
@@ -39,6 +40,7 @@ class Sequence:
     num_cached: int = 0
     hashed: int = 0
     content: int = EMPTY
+    awaiting: int = 0
     preemptions: int = 0
     added_at: float = 0.0
     started_at: float = 0.0
@@ -59,16 +61,29 @@ class Sequence:
         return EMPTY - self.first_row
 
     @property
-    def num_tokens(self) -> int:
+    def num_known(self) -> int:
         """Prompt and output tokens so far."""
         return len(self.prompt) + len(self.output)
 
+    @property
+    def num_tokens(self) -> int:
+        """The same with the one that is being chosen."""
+        return len(self.prompt) + len(self.output) + self.awaiting
+
+    @property
+    def num_left(self) -> int:
+        """Tokens to compute before the next one can be chosen, 0 if no more will be."""
+        answered = len(self.output) + self.awaiting
+        return 0 if answered >= self.max_tokens else len(self.prompt) + answered - self.num_computed
+
     def tokens(self, start: int, end: int) -> list[int]:
-        """Tokens ``start`` to ``end`` of prompt and output together."""
+        """Tokens ``start`` to ``end`` of prompt and output together; 0 for one not known yet."""
         border = len(self.prompt)
         if start >= border:
-            return self.output[start - border : end - border]
-        return self.prompt[start:end] + self.output[max(start - border, 0) : max(end - border, 0)]
+            found = self.output[start - border : end - border]
+        else:
+            found = self.prompt[start:end] + self.output[: max(end - border, 0)]
+        return found if len(found) == end - start else [*found, 0]
 
     def stats(self, finish_reason: str, now: float) -> RequestStats:
         """What became of it; ``now``, as the other times, on the clock of ``time.perf_counter``."""

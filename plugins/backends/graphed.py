@@ -25,15 +25,10 @@ from qinfer.core.types import (
 from qinfer.cuda_ops.cuda import empty
 from qinfer.cuda_ops.cuda_bandwidth import read_bandwidth
 from qinfer.cuda_ops.graphs import Card, Mark
-from qinfer.cuda_ops.ops import argmax, choose_tokens
+from qinfer.cuda_ops.ops import argmax, choose_tokens, sample
 from qinfer.plugins.backends.operator_times import operator_times
-from qinfer.plugins.backends.step_graph import (
-    Continued,
-    StepGraph,
-    StepSize,
-    decode_sizes,
-    prompt_size,
-)
+from qinfer.plugins.backends.step_buffer import Continued, LooseBuffer
+from qinfer.plugins.backends.step_graph import StepGraph, StepSize, decode_sizes, prompt_size
 
 PADDED_HEADS = (64, 128)
 """Head sizes whose attention passes over tokens of no sequence (csrc/cuda/prefill.cu)."""
@@ -65,6 +60,7 @@ class GraphRunner:
         self.graphs: dict[StepSize, StepGraph] = {}
         self.seen: set[StepSize] = set()
         self.answers = [Answer(card, most) for _ in range(2)]
+        self.loose = LooseBuffer(card)
 
     def step(self, batch: StepInput, sampling: SamplingInput) -> StepOutput:
         """Run one step; numpy in, numpy out."""
@@ -79,20 +75,22 @@ class GraphRunner:
         wants log-probabilities, does not go on from another.
         """
         is_plain = not sampling.edit_rows.size and sampling.num_logprobs < 0
-        samples = bool(sampling.temperature.any())
-        size = self._size(batch, samples and is_plain)
-        if rows is not None and (size not in self.graphs or not is_plain):
+        size = self._size(batch, is_plain and bool(sampling.temperature.any()))
+        if rows is not None and (not is_plain or (size and size not in self.graphs)):
             return None
         model, answer, count = self._open_model(), self._next_answer(), len(batch.logit_rows)
+        before = None if rows is None else Continued(self.answers[1].tokens, rows)
         with paddle.no_grad():
-            if size is None:
-                logits, tokens = model(_on_card(batch), self.cache), None
-            else:
-                before = None if rows is None else Continued(self.answers[1].tokens, rows)
-                logits, tokens = self._graph(size).begin(batch, sampling, before)
             logprobs = None
-            if size is None or not is_plain or size.samples != samples:
-                tokens, logprobs = choose_tokens(logits, tokens, _padded(sampling, len(logits)))
+            if size is None:
+                placed, draws = self.loose.upload(batch, sampling, before)
+                logits = model(placed, self.cache)
+                draws = draws if sampling.temperature.any() else {}
+                tokens = sample(logits, **draws, shortlist=0) if draws else argmax(logits)
+            else:
+                logits, tokens = self._graph(size).begin(batch, sampling, before)
+            if not is_plain:
+                tokens, logprobs = choose_tokens(logits, None, _padded(sampling, len(logits)))
             return answer.bring(tokens, logprobs, count)
 
     def logits(self, batch: StepInput) -> NDArray[np.float32]:
@@ -144,7 +142,7 @@ class GraphRunner:
         if tokens == sequences == len(batch.logit_rows) and tokens <= self.sizes[-1]:
             count = next(size for size in self.sizes if size >= tokens)
             return StepSize(count, count, samples)
-        size = prompt_size(tokens, sequences) if self.pads_prompts else None
+        size = prompt_size(tokens, sequences, samples) if self.pads_prompts else None
         if size is None or size in self.seen:
             return size
         self.seen.add(size)  # a size that comes once is not worth recording
@@ -174,7 +172,8 @@ class Answer:
     ) -> Callable[[], StepOutput]:
         """Queue the copy of the first ``count``; what is returned waits for it."""
         self.tokens = tokens
-        self.card.copy(self.here.ctypes.data, tokens.data_ptr(), count * 8)
+        if count:
+            self.card.copy(self.here.ctypes.data, tokens.data_ptr(), count * 8)
         self.over.set()
 
         def finish() -> StepOutput:
