@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from qinfer.core.engine.edits import Edits, TokenEdits
 from qinfer.core.engine.kv_cache import EMPTY
 from qinfer.core.params import SamplingParams
 from qinfer.core.types import RequestStats
@@ -45,6 +46,7 @@ class Sequence:
     added_at: float = 0.0
     started_at: float = 0.0
     first_token_at: float = 0.0
+    _edits: TokenEdits | None = field(default=None, repr=False)
     _table: tuple[list[int], NDArray[np.int32]] = field(default=([], NO_BLOCKS), repr=False)
 
     def table(self) -> NDArray[np.int32]:
@@ -54,6 +56,13 @@ class Sequence:
             known = np.array(self.blocks, np.int32)
             self._table = (self.blocks, known)
         return known
+
+    def edits(self) -> Edits:
+        """Of the logits of its next token; ``params.edits`` says whether there may be any."""
+        if self._edits is None:
+            ends = (*self.params.stop_token_ids, *self.eos_token_ids)
+            self._edits = TokenEdits(self.params, self.prompt, ends)
+        return self._edits.after(self.output)
 
     @property
     def root(self) -> int:
