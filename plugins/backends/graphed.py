@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
@@ -25,9 +25,9 @@ from qinfer.core.types import (
 from qinfer.cuda_ops.cuda import empty
 from qinfer.cuda_ops.cuda_bandwidth import read_bandwidth
 from qinfer.cuda_ops.graphs import Card, Mark
-from qinfer.cuda_ops.ops import argmax, choose_tokens, sample
+from qinfer.cuda_ops.ops import argmax, edit_logits, sample, token_logprobs
 from qinfer.plugins.backends.operator_times import operator_times
-from qinfer.plugins.backends.step_buffer import Continued, LooseBuffer
+from qinfer.plugins.backends.step_buffer import DRAWS, Continued, LooseBuffer
 from qinfer.plugins.backends.step_graph import StepGraph, StepSize, decode_sizes, prompt_size
 
 PADDED_HEADS = (64, 128)
@@ -60,7 +60,7 @@ class GraphRunner:
         self.graphs: dict[StepSize, StepGraph] = {}
         self.seen: set[StepSize] = set()
         self.answers = [Answer(card, most) for _ in range(2)]
-        self.loose = LooseBuffer(card)
+        self.inputs, self.choices = LooseBuffer(card), LooseBuffer(card)
 
     def step(self, batch: StepInput, sampling: SamplingInput) -> StepOutput:
         """Run one step; numpy in, numpy out."""
@@ -81,17 +81,33 @@ class GraphRunner:
         model, answer, count = self._open_model(), self._next_answer(), len(batch.logit_rows)
         before = None if rows is None else Continued(self.answers[1].tokens, rows)
         with paddle.no_grad():
-            logprobs = None
             if size is None:
-                placed, draws = self.loose.upload(batch, sampling, before)
-                logits = model(placed, self.cache)
-                draws = draws if sampling.temperature.any() else {}
-                tokens = sample(logits, **draws, shortlist=0) if draws else argmax(logits)
+                placed = StepInput(**self.inputs.place(vars(batch)))
+                if before is not None:
+                    before.copy(self.card, placed.token_ids)
+                logits, tokens = model(placed, self.cache), None
             else:
                 logits, tokens = self._graph(size).begin(batch, sampling, before)
-            if not is_plain:
-                tokens, logprobs = choose_tokens(logits, None, _padded(sampling, len(logits)))
+            logprobs = None
+            if tokens is None or not is_plain:
+                tokens, logprobs = self._choose(logits, sampling)
             return answer.bring(tokens, logprobs, count)
+
+    def _choose(
+        self, logits: Tensor, sampling: SamplingInput
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None]:
+        """As ``choose_tokens``, without waiting for anything; further rows are greedy."""
+        missing = len(logits) - len(sampling.temperature)
+        given = {name: np.pad(getattr(sampling, name), (0, missing)) for name in DRAWS}
+        edits = ("edit_rows", "edit_tokens", "edit_scale", "edit_bias")
+        has_edits = bool(len(sampling.edit_rows))
+        given |= {name: getattr(sampling, name) for name in edits if has_edits}
+        placed = self.choices.place(given)
+        edited = edit_logits(logits, *(placed.pop(name) for name in edits)) if has_edits else logits
+        draws = bool(sampling.temperature.any())
+        tokens = sample(edited, **placed, shortlist=0) if draws else argmax(edited)
+        wanted = sampling.num_logprobs
+        return tokens, None if wanted < 0 else token_logprobs(logits, tokens, wanted)
 
     def logits(self, batch: StepInput) -> NDArray[np.float32]:
         """The logits [R, vocab_size] of a step, with no token chosen."""
@@ -200,14 +216,6 @@ def _layer_cache(spec: CacheSpec, layer: int, device: int) -> LayerCache:
     else:
         key_scales, value_scales = (place(np.array(part)) for part in spec.scales[layer])
     return LayerCache(keys=keys, values=values, key_scales=key_scales, value_scales=value_scales)
-
-
-def _padded(sampling: SamplingInput, size: int) -> SamplingInput:
-    """With further rows, which are greedy."""
-    names: Sequence[str] = ("temperature", "top_k", "top_p", "min_p", "uniform")
-    missing = size - len(sampling.temperature)
-    padded: dict[str, Any] = {name: np.pad(getattr(sampling, name), (0, missing)) for name in names}
-    return replace(sampling, **padded)
 
 
 def _on_card(batch: StepInput) -> StepInput:

@@ -5,7 +5,8 @@ They are pinned twice here, as one step's may be on the way while the next one's
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -29,8 +30,6 @@ DRAWS = {
     "uniform": "float32",
 }
 """What a row is drawn by, and its type."""
-
-INPUTS = tuple(field.name for field in fields(StepInput))
 
 
 class Continued(NamedTuple):
@@ -154,19 +153,15 @@ class StepBuffer:
 
 
 class LooseBuffer:
-    """For steps of any size, whose tensors are as large as the step is."""
+    """For arrays of any size, whose tensors are overwritten by the next ones."""
 
     def __init__(self, card: Card) -> None:
         self.card, self.size = card, 0
         self.memories: list[NDArray[np.uint8]] = []
         self.on_card: Tensor = None
 
-    def upload(
-        self, batch: StepInput, sampling: SamplingInput, before: Continued | None = None
-    ) -> tuple[StepInput, dict[str, Tensor]]:
-        """Queue the copy; the batch on the card, and what its rows are drawn by."""
-        given = {name: getattr(batch, name) for name in INPUTS}
-        given |= {name: getattr(sampling, name) for name in DRAWS}
+    def place(self, given: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
+        """Queue the copy; the arrays' tensors."""
         parts = [_Part(n, array.dtype.name, list(array.shape)) for n, array in given.items()]
         layout = _Layout(parts)
         self._hold(layout.size)
@@ -175,14 +170,9 @@ class LooseBuffer:
         for name, array in layout.arrays(memory).items():
             array[...] = given[name]
         self.card.copy(self.on_card.data_ptr(), memory.ctypes.data, layout.size)
-        tensors = layout.tensors(self.on_card)
-        if not len(batch.logit_rows):  # of a part of a prompt; a view has to have elements
-            tensors["logit_rows"] = paddle.to_tensor(batch.logit_rows)
-        draws = {name: tensors.pop(name, None) for name in DRAWS}
-        placed = StepInput(**tensors)
-        if before is not None:
-            before.copy(self.card, placed.token_ids)
-        return placed, draws
+        # A view has to have elements.
+        empty_ones = {n: paddle.to_tensor(array) for n, array in given.items() if not array.size}
+        return layout.tensors(self.on_card) | empty_ones
 
     def _hold(self, size: int) -> None:
         if size <= self.size:

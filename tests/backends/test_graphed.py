@@ -97,7 +97,7 @@ def made_up(monkeypatch):
 
         monkeypatch.setattr(graphed, name, after_all_before)
 
-    for name in ("choose_tokens", "sample", "argmax"):
+    for name in ("edit_logits", "sample", "argmax", "token_logprobs"):
         in_turn(name)
 
 
