@@ -111,16 +111,11 @@ def _layer(config: ModelConfig, layer: int) -> Iterator[LinearSpec]:
 
 
 def _rules(config: ModelConfig, naming: Naming) -> Iterator[WeightRule]:
+    """In the order in which a model asks for them, as they may be read ahead."""
     hidden, vocabulary = (config.hidden_size,), (config.vocab_size, config.hidden_size)
     prefix, head = naming.prefix, "lm_head.weight"
     embedding = (f"{prefix}{naming.embedding}.weight",)
     yield WeightRule(target="embed.weight", source=embedding, shape=vocabulary)
-    yield WeightRule(target="norm.weight", source=(f"{prefix}{naming.norm}.weight",), shape=hidden)
-    if config.tie_word_embeddings:
-        yield WeightRule(target=head, source=embedding, shape=vocabulary)
-        yield WeightRule(target="", source=(head,), op="skip")
-    else:
-        yield WeightRule(target=head, source=(head,), shape=vocabulary, linear=True)
     norms = {"attention_norm": hidden, "mlp_norm": hidden}
     if config.qk_norm:
         norms |= {"q_norm": (config.head_dim,), "k_norm": (config.head_dim,)}
@@ -132,6 +127,12 @@ def _rules(config: ModelConfig, naming: Naming) -> Iterator[WeightRule]:
             yield WeightRule(target=target, source=source, shape=shape)
         for name, spec in layer_linears(config, layer).items():
             yield from _linear_rules(spec, [base + part for part in naming.projections[name]])
+    yield WeightRule(target="norm.weight", source=(f"{prefix}{naming.norm}.weight",), shape=hidden)
+    if config.tie_word_embeddings:
+        yield WeightRule(target=head, source=embedding, shape=vocabulary)
+        yield WeightRule(target="", source=(head,), op="skip")
+    else:
+        yield WeightRule(target=head, source=(head,), shape=vocabulary, linear=True)
 
 
 def _linear_rules(spec: LinearSpec, names: list[str]) -> Iterator[WeightRule]:

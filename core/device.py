@@ -23,7 +23,7 @@ from qinfer.core.machine import (
     memory,
     usable_cores,
 )
-from qinfer.core.nvidia import Card, cards
+from qinfer.core.nvidia import Card, cards, wake
 from qinfer.core.openmp import provide_openmp
 from qinfer.core.progress import TerminalProgress
 from qinfer.core.types import Array, DeviceInfo
@@ -43,6 +43,8 @@ def import_paddle(threads: int = 0, device: str = "cpu") -> Any:
     whole process, so the last call decides.
     """
     prepare_paddle(device)
+    if device.startswith("gpu") and "paddle" not in sys.modules:
+        wake(int(device.partition(":")[2] or 0))
     try:
         with warnings.catch_warnings():
             # Paddle advises on the ccache compiler cache at every import.

@@ -6,6 +6,7 @@ import ctypes
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from threading import Thread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,25 @@ def cards() -> list[Card]:
         return [_card(nvml, index, every[n], driver) for index, n in enumerate(chosen)]
     finally:
         nvml.nvmlShutdown()
+
+
+def wake(index: int) -> Thread:
+    """Have the driver prepare a card for this process, half a second's work, in a thread. What goes
+    wrong there goes wrong again, with a message, where the card is used.
+    """
+
+    def prepare() -> None:
+        try:
+            cuda = ctypes.CDLL("libcuda.so.1")
+        except OSError:
+            return
+        device, context = ctypes.c_int(), ctypes.c_void_p()
+        if not cuda.cuInit(0) and not cuda.cuDeviceGet(ctypes.byref(device), index):
+            cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
+
+    thread = Thread(target=prepare, daemon=True)
+    thread.start()
+    return thread
 
 
 def visible(choice: str | None, uuids: Sequence[str]) -> list[int]:

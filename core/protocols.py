@@ -146,7 +146,7 @@ class OverlappingRunner(Protocol):
     ) -> Callable[[], StepOutput] | None:
         """Queue a step; what is returned waits for it and gives its output.
 
-        With ``rows`` [S] int64 each sequence has one token, ``batch.token_ids`` is not known yet:
-        it is what the step begun before chooses in these rows. None where the runner cannot do
-        that; nothing was queued then. A step may be forgotten without waiting for it.
+        With ``rows`` [T] int64 some of ``batch.token_ids`` are not known yet: where ``rows`` is not
+        negative the token is what the step begun before chooses in that row. None where the runner
+        cannot do that; nothing was queued then. A step may be forgotten without waiting for it.
         """

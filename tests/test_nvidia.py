@@ -6,7 +6,7 @@ from goldens import tiny
 from qinfer.core import device
 from qinfer.core.card_limits import check_sizes, choose_dtypes
 from qinfer.core.errors import Unsupported, UsageError
-from qinfer.core.nvidia import Card, visible
+from qinfer.core.nvidia import Card, visible, wake
 from qinfer.plugins.models.qwen2 import Qwen2
 from qinfer.plugins.models.qwen3 import Qwen3
 
@@ -43,6 +43,12 @@ def test_without_a_card_auto_is_the_processor_and_gpu_an_error():
     assert device.open_device("auto").label == "cpu"
     with pytest.raises(Unsupported, match="no NVIDIA card"):
         device.open_device("gpu")
+
+
+def test_waking_a_card_where_there_may_be_none():
+    thread = wake(63)
+    thread.join(60)
+    assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("name", ["tpu", "cpu:0", "gpu:x", "gpu:-1", "auto:1"])

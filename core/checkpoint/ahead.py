@@ -12,8 +12,11 @@ from qinfer.core.checkpoint.assemble import assemble
 from qinfer.core.checkpoint.files import Checkpoint
 from qinfer.core.checkpoint.layout import Pick
 
-THREADS = 4
-"""Reading and checking keep up with a GPU's bus then. Each holds one parameter."""
+THREADS = 8
+"""Reading and checking keep up with a GPU's bus then."""
+
+MOST_BYTES = 512 << 20
+"""Bytes of parameters that are read ahead; one may be larger."""
 
 
 class Ahead:
@@ -30,11 +33,14 @@ class Ahead:
         self._pool = ThreadPoolExecutor(threads) if threads else None
         self._made: dict[str, Future[NDArray[Any]]] = {}
         self._asked: set[str] = set()
+        self._bytes = 0
 
     def get(self, target: str, pick: Pick) -> NDArray[Any]:
         """The parameter, as ``assemble`` makes it; each is handed out once."""
         self._asked.add(target)
         future = self._made.pop(target, None)
+        if future is not None:
+            self._bytes -= pick.nbytes
         self._refill()
         return assemble(self._checkpoint, pick) if future is None else future.result()
 
@@ -45,8 +51,9 @@ class Ahead:
         self._made.clear()
 
     def _refill(self) -> None:
-        while self._pool and self._later and len(self._made) < self._threads:
+        while self._pool and self._later and self._bytes < MOST_BYTES:
             target, pick = self._later.pop()
             held = (self._checkpoint.stored(name) is None for name in pick.rule.source)
             if target not in self._asked and all(held):
+                self._bytes += pick.nbytes
                 self._made[target] = self._pool.submit(assemble, self._checkpoint, pick)

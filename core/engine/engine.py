@@ -9,10 +9,9 @@ from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from functools import partial
 
-from qinfer.core.engine.ahead import NextStep, Step, StepInFlight, follow
 from qinfer.core.engine.answer import Answer, row_logprobs
-from qinfer.core.engine.batch import step_input
 from qinfer.core.engine.kv_cache import BlockPool
+from qinfer.core.engine.plan import Plan, StepInFlight, ending, plan
 from qinfer.core.engine.sampler import sampling_input
 from qinfer.core.engine.scheduler import Chunk, Scheduler
 from qinfer.core.engine.sequence import Sequence
@@ -64,7 +63,7 @@ class Engine:
         self._answers: dict[Sequence, Answer] = {}
         self._requests = 0
         self._flight: StepInFlight | None = None
-        self._ready: NextStep | None = None
+        self._plan: Plan | None = None
 
     @property
     def has_work(self) -> bool:
@@ -105,12 +104,14 @@ class Engine:
             if flight is None:
                 return []
             self._flight = None
-            following, begun = self._follow(flight)
-            chunks, deltas = self._deltas(flight)
-            if following and begun:
-                self._flight = begun if following.settle() else None
-            else:
-                self._ready = following
+            following, begun = self._follow(flight, begin)
+            output = flight.finish()
+            chunks = [chunk for chunk in flight.chunks if chunk.sequence in self._answers]
+            deltas = self._deltas(flight, output)
+            if begun is not None:
+                self._flight = self._under_way(begun)
+            elif following is not None:
+                self._plan = following.with_tokens(output.token_ids)
         except BaseException:  # Ctrl-C too: the engine must be usable afterwards
             self._undo()
             raise
@@ -119,41 +120,46 @@ class Engine:
 
     def _begin(self, now: float) -> StepInFlight | None:
         """Begin a step all of whose tokens are known; None if there is nothing to do."""
-        ready, self._ready = self._ready, None
-        step = ready.take() if ready else None
-        if step is None:
-            chunks = self.scheduler.schedule()
-            if not chunks:
-                return None
-            for chunk in chunks:
-                chunk.sequence.started_at = chunk.sequence.started_at or now
-            ending = [chunk.sequence for chunk in chunks if chunk.is_last]
-            step = Step(chunks, step_input(chunks, self.block_size), sampling_input(ending))
-        chunks, batch, sampling = step
-        if not isinstance(self.runner, OverlappingRunner):
-            return StepInFlight(chunks, batch, partial(self.runner.step, batch, sampling))
-        finish = self.runner.begin(batch, sampling)
-        assert finish is not None
-        return StepInFlight(chunks, batch, finish)
+        chosen, self._plan = self._plan, None
+        chosen = chosen or self._schedule(now, None)
+        if chosen is None:
+            return None
+        sampling = sampling_input(ending(chosen.chunks))
+        if isinstance(self.runner, OverlappingRunner):
+            finish = self.runner.begin(chosen.batch, sampling)
+            assert finish is not None
+        else:
+            finish = partial(self.runner.step, chosen.batch, sampling)
+        return self._under_way(StepInFlight(chosen.chunks, chosen.batch, finish))
 
-    def _follow(self, flight: StepInFlight) -> tuple[NextStep | None, StepInFlight | None]:
-        """Make the step after this one ready, and begin it where its tokens need not be known."""
+    def _under_way(self, step: StepInFlight) -> StepInFlight | None:
+        """A step whose tokens come next; None if nobody is left to get them."""
+        alive = [chunk for chunk in step.chunks if chunk.sequence in self._answers]
+        for sequence in ending(alive):
+            sequence.awaiting = 1
+        return step if alive else None
+
+    def _follow(self, flight: StepInFlight, now: float) -> tuple[Plan | None, StepInFlight | None]:
+        """Choose the step after this one, and begin it where its tokens need not be known."""
         if not isinstance(self.runner, OverlappingRunner):
             return None, None
-        following = follow(flight, self.scheduler)
-        return following, following.begin(self.runner) if following else None
+        following = self._schedule(now, flight)
+        return following, following.begin_ahead(self.runner) if following else None
 
-    def _deltas(self, flight: StepInFlight) -> tuple[list[Chunk], list[tuple[int, Delta]]]:
-        """Wait for a step and hand its tokens to the sequences that are still there; also gives
-        their chunks.
-        """
-        output = flight.finish()
+    def _schedule(self, now: float, before: StepInFlight | None) -> Plan | None:
+        chunks = self.scheduler.schedule()
+        if not chunks:
+            return None
+        for chunk in chunks:
+            chunk.sequence.started_at = chunk.sequence.started_at or now
+        return plan(chunks, self.block_size, before)
+
+    def _deltas(self, flight: StepInFlight, output: StepOutput) -> list[tuple[int, Delta]]:
+        """Hand a step's tokens to the sequences that are still there."""
         tokens, now = output.token_ids.tolist(), time.perf_counter()
-        chunks = [chunk for chunk in flight.chunks if chunk.sequence in self._answers]
-        ending = [chunk.sequence for chunk in flight.chunks if chunk.is_last]
-        return chunks, [
+        return [
             (sequence.request_id, self._delta(sequence, token, output, row, now))
-            for row, (sequence, token) in enumerate(zip(ending, tokens, strict=True))
+            for row, (sequence, token) in enumerate(zip(ending(flight.chunks), tokens, strict=True))
             if sequence in self._answers
         ]
 
@@ -196,6 +202,7 @@ class Engine:
     ) -> Delta:
         """Hand a sequence its chosen token and describe what it gained."""
         answer = self._answers[sequence]
+        sequence.awaiting = 0
         text = answer.push(token)
         sequence.first_token_at = sequence.first_token_at or now
         logprobs = row_logprobs(output, row, sequence, self.tokenizer)
@@ -224,8 +231,10 @@ class Engine:
         """A step failed or was interrupted: nothing it was to write can be trusted."""
         while self.scheduler.running:
             self.scheduler.preempt(self.scheduler.running[-1])
+        for sequence in self._answers:
+            sequence.awaiting = 0
         self.pool.forget_all()
-        self._flight = self._ready = None
+        self._flight = self._plan = None
 
     def _report(self, chunks: Rows[Chunk], seconds: float) -> None:
         decoded = sum(chunk.length == 1 and chunk.is_last for chunk in chunks)

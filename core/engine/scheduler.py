@@ -48,24 +48,25 @@ class Scheduler:
         budget = self.max_batch_tokens
         preempted = False
         for sequence in list(self.running):
-            length = min(sequence.num_tokens - sequence.num_computed, budget)
+            left = sequence.num_left
+            length = left if left < budget else budget
             if length == 0 or (preempted and sequence not in self.running):
                 continue
             missing = self._missing_blocks(sequence, sequence.num_computed + length)
-            while missing > self.pool.num_free and sequence in self.running:
+            while missing and missing > self.pool.num_free and sequence in self.running:
                 self.preempt(self.running[-1])
                 preempted = True
             if not preempted or sequence in self.running:
-                chunks.append(self._take(sequence, length, missing))
+                chunks.append(self._take(sequence, length, missing, length == left))
                 budget -= length
         while self.waiting and not preempted and budget > 0:
             if len(self.running) >= self.max_num_seqs or not self._admit(self.waiting[0]):
                 break
             sequence = self.waiting.popleft()
             self.running.append(sequence)
-            length = min(sequence.num_tokens - sequence.num_computed, budget)
+            length = min(sequence.num_left, budget)
             missing = self._missing_blocks(sequence, sequence.num_computed + length)
-            chunks.append(self._take(sequence, length, missing))
+            chunks.append(self._take(sequence, length, missing, length == sequence.num_left))
             budget -= length
         return chunks
 
@@ -78,6 +79,7 @@ class Scheduler:
 
     def finish(self, sequence: Sequence) -> None:
         """Remove a sequence that has ended or was aborted, wherever it is."""
+        self.offer_full_blocks(sequence)
         if sequence in self.running:
             self.running.remove(sequence)
         elif sequence in self.waiting:
@@ -110,7 +112,7 @@ class Scheduler:
             sequence.num_cached = sequence.num_computed
         return True
 
-    def _take(self, sequence: Sequence, length: int, missing: int) -> Chunk:
+    def _take(self, sequence: Sequence, length: int, missing: int, is_last: bool) -> Chunk:
         """Allocate the ``missing`` blocks for the next ``length`` tokens and offer the full ones
         for sharing.
 
@@ -118,17 +120,17 @@ class Scheduler:
         written before any are read.
         """
         start = sequence.num_computed
-        end = start + length
-        chunk = Chunk(sequence, start, length, end == sequence.num_tokens)
+        sequence.num_computed = end = start + length
         for _ in range(missing):
             sequence.blocks.append(self.pool.allocate())
-        sequence.num_computed = end
-        self.offer_full_blocks(sequence)
-        return chunk
+        if end >= (sequence.hashed + 1) * self.block_size:
+            self.offer_full_blocks(sequence)
+        return Chunk(sequence, start, length, is_last)
 
     def offer_full_blocks(self, sequence: Sequence) -> None:
         """Let other sequences share the blocks whose tokens are all known and computed."""
-        while (sequence.hashed + 1) * self.block_size <= sequence.num_computed:
+        known = min(sequence.num_computed, sequence.num_known)
+        while (sequence.hashed + 1) * self.block_size <= known:
             start = sequence.hashed * self.block_size
             tokens = tuple(sequence.tokens(start, start + self.block_size))
             block = sequence.blocks[sequence.hashed]
@@ -136,7 +138,8 @@ class Scheduler:
             sequence.hashed += 1
 
     def _missing_blocks(self, sequence: Sequence, tokens: int) -> int:
-        return max(-(-tokens // self.block_size) - len(sequence.blocks), 0)
+        missing = -(-tokens // self.block_size) - len(sequence.blocks)
+        return missing if missing > 0 else 0
 
     def _release(self, sequence: Sequence) -> None:
         self.pool.release(sequence.blocks)

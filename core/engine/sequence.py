@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from qinfer.core.engine.edits import Edits, TokenEdits
 from qinfer.core.engine.kv_cache import EMPTY
 from qinfer.core.params import SamplingParams
 from qinfer.core.types import RequestStats
@@ -22,7 +23,8 @@ class Sequence:
     ``num_computed`` counts tokens whose keys and values are in ``blocks``; ``hashed`` how many of
     those blocks are offered for sharing, the last of them holding the content ``content``.
     ``first_row`` is where the model's position tables begin for this sequence. ``blocks`` may grow;
-    to change it otherwise, give it another list.
+    to change it otherwise, give it another list. ``awaiting`` is 1 while a step that chooses its
+    next token is under way: that token counts, but is not known.
     """
 
     request_id: int
@@ -39,10 +41,12 @@ class Sequence:
     num_cached: int = 0
     hashed: int = 0
     content: int = EMPTY
+    awaiting: int = 0
     preemptions: int = 0
     added_at: float = 0.0
     started_at: float = 0.0
     first_token_at: float = 0.0
+    _edits: TokenEdits | None = field(default=None, repr=False)
     _table: tuple[list[int], NDArray[np.int32]] = field(default=([], NO_BLOCKS), repr=False)
 
     def table(self) -> NDArray[np.int32]:
@@ -53,22 +57,42 @@ class Sequence:
             self._table = (self.blocks, known)
         return known
 
+    def edits(self) -> Edits:
+        """Of the logits of its next token; ``params.edits`` says whether there may be any."""
+        if self._edits is None:
+            ends = (*self.params.stop_token_ids, *self.eos_token_ids)
+            self._edits = TokenEdits(self.params, self.prompt, ends)
+        return self._edits.after(self.output)
+
     @property
     def root(self) -> int:
         """Content id of its empty prefix: keys of other rows of the tables cannot be shared."""
         return EMPTY - self.first_row
 
     @property
-    def num_tokens(self) -> int:
+    def num_known(self) -> int:
         """Prompt and output tokens so far."""
         return len(self.prompt) + len(self.output)
 
+    @property
+    def num_tokens(self) -> int:
+        """The same with the one that is being chosen."""
+        return len(self.prompt) + len(self.output) + self.awaiting
+
+    @property
+    def num_left(self) -> int:
+        """Tokens to compute before the next one can be chosen, 0 if no more will be."""
+        answered = len(self.output) + self.awaiting
+        return 0 if answered >= self.max_tokens else len(self.prompt) + answered - self.num_computed
+
     def tokens(self, start: int, end: int) -> list[int]:
-        """Tokens ``start`` to ``end`` of prompt and output together."""
+        """Tokens ``start`` to ``end`` of prompt and output together; 0 for one not known yet."""
         border = len(self.prompt)
         if start >= border:
-            return self.output[start - border : end - border]
-        return self.prompt[start:end] + self.output[max(start - border, 0) : max(end - border, 0)]
+            found = self.output[start - border : end - border]
+        else:
+            found = self.prompt[start:end] + self.output[: max(end - border, 0)]
+        return found if len(found) == end - start else [*found, 0]
 
     def stats(self, finish_reason: str, now: float) -> RequestStats:
         """What became of it; ``now``, as the other times, on the clock of ``time.perf_counter``."""

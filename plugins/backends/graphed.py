@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
@@ -25,15 +25,10 @@ from qinfer.core.types import (
 from qinfer.cuda_ops.cuda import empty
 from qinfer.cuda_ops.cuda_bandwidth import read_bandwidth
 from qinfer.cuda_ops.graphs import Card, Mark
-from qinfer.cuda_ops.ops import argmax, choose_tokens
+from qinfer.cuda_ops.ops import argmax, edit_logits, sample, token_logprobs
 from qinfer.plugins.backends.operator_times import operator_times
-from qinfer.plugins.backends.step_graph import (
-    Continued,
-    StepGraph,
-    StepSize,
-    decode_sizes,
-    prompt_size,
-)
+from qinfer.plugins.backends.step_buffer import DRAWS, Continued, LooseBuffer
+from qinfer.plugins.backends.step_graph import StepGraph, StepSize, decode_sizes, prompt_size
 
 PADDED_HEADS = (64, 128)
 """Head sizes whose attention passes over tokens of no sequence (csrc/cuda/prefill.cu)."""
@@ -65,6 +60,7 @@ class GraphRunner:
         self.graphs: dict[StepSize, StepGraph] = {}
         self.seen: set[StepSize] = set()
         self.answers = [Answer(card, most) for _ in range(2)]
+        self.inputs, self.choices = LooseBuffer(card), LooseBuffer(card)
 
     def step(self, batch: StepInput, sampling: SamplingInput) -> StepOutput:
         """Run one step; numpy in, numpy out."""
@@ -79,21 +75,39 @@ class GraphRunner:
         wants log-probabilities, does not go on from another.
         """
         is_plain = not sampling.edit_rows.size and sampling.num_logprobs < 0
-        samples = bool(sampling.temperature.any())
-        size = self._size(batch, samples and is_plain)
-        if rows is not None and (size not in self.graphs or not is_plain):
+        size = self._size(batch, is_plain and bool(sampling.temperature.any()))
+        if rows is not None and (not is_plain or (size and size not in self.graphs)):
             return None
         model, answer, count = self._open_model(), self._next_answer(), len(batch.logit_rows)
+        before = None if rows is None else Continued(self.answers[1].tokens, rows)
         with paddle.no_grad():
             if size is None:
-                logits, tokens = model(_on_card(batch), self.cache), None
+                placed = StepInput(**self.inputs.place(vars(batch)))
+                if before is not None:
+                    before.copy(self.card, placed.token_ids)
+                logits, tokens = model(placed, self.cache), None
             else:
-                before = None if rows is None else Continued(self.answers[1].tokens, rows)
                 logits, tokens = self._graph(size).begin(batch, sampling, before)
             logprobs = None
-            if size is None or not is_plain or size.samples != samples:
-                tokens, logprobs = choose_tokens(logits, tokens, _padded(sampling, len(logits)))
+            if tokens is None or not is_plain:
+                tokens, logprobs = self._choose(logits, sampling)
             return answer.bring(tokens, logprobs, count)
+
+    def _choose(
+        self, logits: Tensor, sampling: SamplingInput
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None]:
+        """As ``choose_tokens``, without waiting for anything; further rows are greedy."""
+        missing = len(logits) - len(sampling.temperature)
+        given = {name: np.pad(getattr(sampling, name), (0, missing)) for name in DRAWS}
+        edits = ("edit_rows", "edit_tokens", "edit_scale", "edit_bias")
+        has_edits = bool(len(sampling.edit_rows))
+        given |= {name: getattr(sampling, name) for name in edits if has_edits}
+        placed = self.choices.place(given)
+        edited = edit_logits(logits, *(placed.pop(name) for name in edits)) if has_edits else logits
+        draws = bool(sampling.temperature.any())
+        tokens = sample(edited, **placed, shortlist=0) if draws else argmax(edited)
+        wanted = sampling.num_logprobs
+        return tokens, None if wanted < 0 else token_logprobs(logits, tokens, wanted)
 
     def logits(self, batch: StepInput) -> NDArray[np.float32]:
         """The logits [R, vocab_size] of a step, with no token chosen."""
@@ -144,7 +158,7 @@ class GraphRunner:
         if tokens == sequences == len(batch.logit_rows) and tokens <= self.sizes[-1]:
             count = next(size for size in self.sizes if size >= tokens)
             return StepSize(count, count, samples)
-        size = prompt_size(tokens, sequences) if self.pads_prompts else None
+        size = prompt_size(tokens, sequences, samples) if self.pads_prompts else None
         if size is None or size in self.seen:
             return size
         self.seen.add(size)  # a size that comes once is not worth recording
@@ -174,7 +188,8 @@ class Answer:
     ) -> Callable[[], StepOutput]:
         """Queue the copy of the first ``count``; what is returned waits for it."""
         self.tokens = tokens
-        self.card.copy(self.here.ctypes.data, tokens.data_ptr(), count * 8)
+        if count:
+            self.card.copy(self.here.ctypes.data, tokens.data_ptr(), count * 8)
         self.over.set()
 
         def finish() -> StepOutput:
@@ -201,14 +216,6 @@ def _layer_cache(spec: CacheSpec, layer: int, device: int) -> LayerCache:
     else:
         key_scales, value_scales = (place(np.array(part)) for part in spec.scales[layer])
     return LayerCache(keys=keys, values=values, key_scales=key_scales, value_scales=value_scales)
-
-
-def _padded(sampling: SamplingInput, size: int) -> SamplingInput:
-    """With further rows, which are greedy."""
-    names: Sequence[str] = ("temperature", "top_k", "top_p", "min_p", "uniform")
-    missing = size - len(sampling.temperature)
-    padded: dict[str, Any] = {name: np.pad(getattr(sampling, name), (0, missing)) for name in names}
-    return replace(sampling, **padded)
 
 
 def _on_card(batch: StepInput) -> StepInput:

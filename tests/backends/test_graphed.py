@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from qinfer.core.engine.engine import Engine, Limits
 from qinfer.core.params import SamplingParams
 from qinfer.core.types import CacheSpec, RunConfig
-from qinfer.plugins.backends import graphed, step_graph
+from qinfer.plugins.backends import graphed, step_buffer, step_graph
 from qinfer.plugins.backends.dynamic import DynamicRunner
 from qinfer.plugins.backends.graphed import GraphRunner
 
@@ -81,18 +81,24 @@ def made_up(monkeypatch):
         part = arrays[buffer.data_ptr()][offset : offset + size]
         return paddle.from_dlpack(part.view(dtype).reshape(shape))
 
-    monkeypatch.setattr(step_graph, "empty", empty)
-    monkeypatch.setattr(step_graph, "view", view)
+    monkeypatch.setattr(step_buffer, "empty", empty)
+    monkeypatch.setattr(step_buffer, "view", view)
     monkeypatch.setattr(step_graph, "Graph", Graph)
     monkeypatch.setattr(graphed, "Mark", Mark)
-    choose, kept = graphed.choose_tokens, []
+    kept = []
 
-    def in_turn(*args):
-        Card().wait()
-        kept.append(choose(*args))  # a card uses memory again in its turn, too
-        return kept[-1]
+    def in_turn(name):
+        call = getattr(graphed, name)
 
-    monkeypatch.setattr(graphed, "choose_tokens", in_turn)
+        def after_all_before(*args, **options):
+            Card().wait()
+            kept.append(call(*args, **options))  # a card uses memory again in its turn, too
+            return kept[-1]
+
+        monkeypatch.setattr(graphed, name, after_all_before)
+
+    for name in ("edit_logits", "sample", "argmax", "token_logprobs"):
+        in_turn(name)
 
 
 class Model:

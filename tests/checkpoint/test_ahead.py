@@ -41,15 +41,17 @@ def test_an_error_comes_where_the_parameter_is_asked_for(tmp_path):
     ahead.close()
 
 
-def test_no_more_are_held_than_there_are_threads(tmp_path, monkeypatch):
+def test_no_more_is_held_than_so_many_bytes(tmp_path, monkeypatch):
     checkpoint, picks = opened(tmp_path, tensors())
     begun = []
-    monkeypatch.setattr(
-        "qinfer.core.checkpoint.ahead.assemble", lambda _, pick: begun.append(pick) or pick.rule
-    )
-    ahead = Ahead(checkpoint, picks, 2)
-    for asked, (target, pick) in enumerate(picks.items(), 1):
+    module = "qinfer.core.checkpoint.ahead"
+    monkeypatch.setattr(f"{module}.assemble", lambda _, pick: begun.append(pick) or pick.rule)
+    most = max(pick.nbytes for pick in picks.values())
+    monkeypatch.setattr(f"{module}.MOST_BYTES", most)
+    ahead, asked = Ahead(checkpoint, picks, 2), 0
+    for target, pick in picks.items():
         ahead.get(target, pick)
-        assert len(begun) <= asked + 2
+        asked += pick.nbytes
+        assert sum(pick.nbytes for pick in begun) <= asked + 2 * most
     ahead.close()
     assert len(begun) == len(picks)  # none twice

@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qinfer.core.engine.sampler import sampling_input, uniform
 from qinfer.core.engine.sequence import Sequence
@@ -44,6 +46,43 @@ def test_penalties_by_openai_and_ctrl_definitions():
         (1, 3): (1, -1.0),
         (2, 4): (1, -100),
     }
+
+
+def plain_edits(sequence):
+    """By definition, from scratch."""
+    params, found = sequence.params, {}
+    for token in {*sequence.prompt, *sequence.output, *params.logit_bias, 7, 99}:
+        count = sequence.output.count(token)
+        seen = count or token in sequence.prompt
+        bias = params.logit_bias.get(token, 0.0) - params.frequency_penalty * count
+        bias -= params.presence_penalty * bool(count)
+        if len(sequence.output) < params.min_tokens and token in (7, 99):
+            bias = -np.inf
+        scale = params.repetition_penalty if seen else 1.0
+        if scale != 1 or bias:
+            found[0, token] = (round(scale, 4), round(bias, 4))
+    return found
+
+
+SETTINGS = st.fixed_dictionaries(
+    {
+        "repetition_penalty": st.sampled_from([1.0, 1.5]),
+        "presence_penalty": st.sampled_from([0.0, 0.5]),
+        "frequency_penalty": st.sampled_from([0.0, 0.25]),
+        "min_tokens": st.integers(0, 6),
+        "logit_bias": st.dictionaries(st.integers(0, 200), st.sampled_from([2.0, -1.0])),
+    }
+)
+TOKENS = st.lists(st.integers(0, 200), min_size=1, max_size=150)
+
+
+@given(SETTINGS, TOKENS, TOKENS, st.lists(st.integers(1, 40), max_size=9))
+def test_edits_kept_from_step_to_step_are_those_from_scratch(params, prompt, output, steps):
+    kept = sequence(prompt, [], stop_token_ids=[7], **params)
+    for more in steps:
+        kept.output += output[:more]
+        output = output[more:]
+        assert edits(sampling_input([kept])) == plain_edits(kept)
 
 
 def test_no_edits_without_penalties():

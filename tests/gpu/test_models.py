@@ -71,18 +71,51 @@ def test_greedy_continuation(case, chunk):
                     assert row.max() - row[got[at]] < TOLERANCE["float16"] * np.abs(row).max()
 
 
-def test_a_sampled_text_is_the_same_alone_and_in_company(case):
+@pytest.mark.parametrize("penalty", [1.0, 1.2], ids=["drawn in the graph", "after it"])
+def test_a_sampled_text_is_the_same_alone_and_in_company(case, penalty):
     from qinfer.core.params import SamplingParams
 
     folder, stored = case
     prompt = stored["prompt"].tolist()
     params = SamplingParams(
-        temperature=0.9, top_p=0.9, top_k=40, repetition_penalty=1.2, seed=5, max_tokens=20
+        temperature=0.9, top_p=0.9, top_k=40, repetition_penalty=penalty, seed=5, max_tokens=20
     ).with_defaults({})
     with open_llm(folder) as llm:
         (alone,) = answers(llm, prompt, params, 1)
         assert len(set(alone)) > 3
         assert answers(llm, prompt, params, 4) == [alone] * 4
+
+
+def test_drawing_in_the_graph_is_drawing_after_it(case):
+    """A penalty of nothing, by a bias that leaves everything as it is, takes the other road."""
+    from qinfer.core.params import SamplingParams
+
+    folder, stored = case
+    prompt = stored["prompt"].tolist()
+    drawn = {"temperature": 0.8, "top_k": 20, "seed": 3, "max_tokens": 16, "ignore_eos": True}
+    with open_llm(folder) as llm:
+        said = [
+            answers(llm, prompt, SamplingParams(**drawn, **more).with_defaults({}), 3)
+            for more in ({}, {"logprobs": 2}, {"logit_bias": {prompt[0]: 1e-30}})
+        ]
+    assert said[1] == said[0]
+    assert said[2] == said[0]
+
+
+def test_logits_for_evaluation(case):
+    from qinfer.core.evaluate import prompt_logits
+    from qinfer.core.progress import NoProgress
+    from qinfer.core.session import open_engine, select
+    from qinfer.core.types import RunConfig
+
+    folder, stored = case
+    run = RunConfig(
+        model=str(folder), device="gpu", dtype="float16", kv_cache_memory=16 << 20, plugin="qwen2"
+    )
+    opened = open_engine(run, select(run), NoProgress())
+    got = np.concatenate(list(prompt_logits(opened, sequence(stored))))
+    assert error(got, stored["logits"]) < TOLERANCE["float16"]
+    opened.engine.close()
 
 
 @pytest.mark.parametrize(

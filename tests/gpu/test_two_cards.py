@@ -28,7 +28,7 @@ def folder(tmp_path):
     return tiny.write_checkpoint(tmp_path / "model", WIDE, dtype="bfloat16")
 
 
-TEXTS = ["one card", "another card " * 9, "a third prompt that is rather long " * 40]
+TEXTS = ["one card", "another card " * 9, "a third prompt that is rather long " * 12]
 
 
 def start(folder, device):

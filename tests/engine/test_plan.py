@@ -58,7 +58,9 @@ class Device(Memory):
             return None
         if rows is not None:
             self.ahead += 1
-            batch = replace(batch, token_ids=self.last[rows])
+            tokens, known = batch.token_ids.copy(), rows < 0
+            tokens[~known] = self.last[rows[~known]]
+            batch = replace(batch, token_ids=tokens)
         output = self.step(batch, sampling)
         self.last = output.token_ids
         return lambda: output
