@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import mmap
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from qinfer.core.errors import BadCheckpoint
+from qinfer.core.huge_pages import ask_for_huge_pages
 
 DTYPES: Mapping[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
@@ -121,15 +121,12 @@ def map_file(path: Path) -> dict[str, NDArray[Any]]:
     """Every tensor of a file by name, as writable arrays over one mapping: a page that is written
     becomes the process's own, all others are shared with whoever maps the file.
 
-    Asks for huge pages, which some file systems of Linux have: a processor finds its way in them
-    with fewer steps. Raises BadCheckpoint for a damaged file.
+    Raises BadCheckpoint for a damaged file.
     """
     entries = read_entries(path)
     with path.open("rb") as file:
         mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # a kernel without them
-            mapping.madvise(mmap.MADV_HUGEPAGE)
+    ask_for_huge_pages(mapping)
     return {
         name: np.frombuffer(
             mapping,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -10,6 +12,7 @@ from pathlib import Path
 
 from qinfer.core.errors import BadCheckpoint
 from qinfer.core.export.manifest import AGAIN, FileFacts
+from qinfer.core.huge_pages import ask_for_huge_pages
 from qinfer.core.machine import usable_cores
 
 Pieces = Sequence[Future[bytes]]
@@ -69,14 +72,16 @@ def _begin(pool: ThreadPoolExecutor, path: Path, size: int) -> Pieces:
 
 
 def _sum_piece(path: Path, start: int) -> bytes:
-    """SHA-256 of up to PIECE bytes from ``start`` on."""
-    digest, left = hashlib.sha256(), PIECE
+    """SHA-256 of up to PIECE bytes from ``start`` on. Read through a mapping, because parameters
+    come into the system's cache here, and their pages are to be huge.
+    """
     with path.open("rb") as file:
-        file.seek(start)
-        while left and (block := file.read(min(left, 1 << 20))):
-            digest.update(block)
-            left -= len(block)
-    return digest.digest()
+        size = min(PIECE, os.fstat(file.fileno()).st_size - start)
+        if size <= 0:  # there is nothing to map
+            return hashlib.sha256().digest()
+        with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ, offset=start) as piece:
+            ask_for_huge_pages(piece)
+            return hashlib.sha256(piece).digest()
 
 
 def _joined(pieces: Pieces) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 from paddle import Tensor
 
+from qinfer.core.errors import UsageError
 from qinfer.core.types import LayerCache, OperatorTime
 from qinfer.cuda_ops.graphs import Card, Graph
 from qinfer.cuda_ops.table import TABLE
@@ -41,11 +42,16 @@ class _Call:
 
 def operator_times(step: Callable[[], Any], card: Card, cached_tokens: int) -> list[OperatorTime]:
     """Those of the operators ``step`` calls, whose sequences have ``cached_tokens`` together, the
-    longest altogether first.
+    longest altogether first. Raises UsageError for an exported program, which calls its own.
     """
     groups: dict[tuple[str, str], list[_Call]] = {}
     with _watched() as calls:
         step()
+    if {call.name for call in calls} <= {"argmax"}:  # the runner's own
+        raise UsageError(
+            "an exported program calls its operators by itself, where they cannot be timed",
+            remedy="Use --backend dynamic, whose operators are the same.",
+        )
     for call in calls:
         groups.setdefault((call.name, _shapes(call)), []).append(call)
     found = [

@@ -5,6 +5,7 @@ import paddle
 import pytest
 
 from qinfer.core.bench_floor import decoding_step, operator_records
+from qinfer.core.errors import UsageError
 from qinfer.core.types import CacheSpec, LayerCache
 from qinfer.cuda_ops import ops
 from qinfer.plugins.backends import operator_times as module
@@ -85,3 +86,9 @@ def test_the_step_of_a_case():
     assert batch.block_tables.tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
     np.testing.assert_array_equal(batch.slot_mapping, [2 * BLOCK, 5 * BLOCK, 8 * BLOCK])
     np.testing.assert_array_equal(batch.seq_lens, [33] * 3)
+
+
+def test_a_program_s_operators_are_not_seen(rng):
+    logits = paddle.to_tensor(rng.normal(size=(2, 9)).astype("float32"))
+    with pytest.raises(UsageError, match="exported program"):
+        operator_times(lambda: ops.argmax(logits), Card(), 4)
