@@ -135,7 +135,7 @@ def read(cache, scales):
     ("heads", "kv_heads", "dim", "has_norms", "window"),
     [(14, 2, 64, False, 0), (16, 8, 128, True, 100), (20, 1, 16, True, 0), (4, 2, 32, False, 17)],
 )
-@pytest.mark.parametrize("lengths", [[1], [1000], [3, 64, 0, 17, 500, 130]], ids=str)
+@pytest.mark.parametrize("lengths", [[1], [1500], [3000], [3, 64, 0, 17, 500, 130]], ids=str)
 def test_attend(kind, heads, kv_heads, dim, has_norms, window, lengths, rng):
     count, most = len(lengths), -(-max(lengths) // BLOCK) + 1
     tables = rng.permutation(count * most).reshape(count, most).astype(np.int32)
