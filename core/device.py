@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import sys
 import warnings
 from collections.abc import Mapping
@@ -214,3 +215,18 @@ def _as_writable(array: NDArray[Any]) -> NDArray[Any]:
     buffer = (ctypes.c_ubyte * array.nbytes).from_address(array.ctypes.data)
     alias: NDArray[Any] = np.ctypeslib.as_array(buffer).view(array.dtype)
     return alias.reshape(array.shape)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc reuse large freed blocks instead of returning them to the system each time.
+
+    Paddle allocates every temporary with malloc. Above 128 KiB each becomes a fresh mapping whose
+    pages the kernel zeroes again on first touch: converting a 7 MB int8 weight took 1.7 ms per
+    million elements that way and takes 0.09 ms with this setting.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    trim_threshold, mmap_threshold, one_gib = -1, -3, 1 << 30
+    libc.mallopt(mmap_threshold, one_gib)
+    libc.mallopt(trim_threshold, one_gib)

@@ -14,8 +14,10 @@ from qinfer.core.quantize.rounding import Fit, Floats, Grid
 BLOCK = 128
 """Columns whose errors are collected before the rest of the matrix is updated."""
 
-DAMP = 0.01
-"""Share of the mean diagonal added to the Hessian's, so that it can be inverted."""
+DAMP = 0.05
+"""Share of the mean diagonal added to the Hessian's, so that it can be inverted, and that it fits
+more than the calibration data: between 0.03 and 0.1 the demo's error on other texts is least.
+"""
 
 
 def gptq(weight: Floats, x: Floats, grid: Grid, fit: Fit) -> Floats:

@@ -68,7 +68,7 @@ def quantise_linear(weight: Floats, x: Floats, recipe: Recipe) -> Quantised:
     moved = _moved(weight, x, sample, recipe)
     by = np.ones(1, np.float32) if moved is None else moved
     scaled, eased = weight * by, x / by
-    fit = _fit(scaled, recipe)
+    fit = _fit(scaled, recipe, importance=(eased**2).mean(axis=0))
     held = gptq(scaled, eased, grid, fit) if "gptq" in recipe.methods else scaled
     arrays: dict[str, Array] = {
         "weight": grid.codes(held, fit),
@@ -105,10 +105,10 @@ def _moved(weight: Floats, x: Floats, sample: Floats, recipe: Recipe) -> Floats 
     return best_scale(sample, weight, kinds[names[0]](x, weight), outputs)
 
 
-def _fit(weight: Floats, recipe: Recipe) -> Fit:
+def _fit(weight: Floats, recipe: Recipe, importance: Floats) -> Fit:
     """The weight's scales; where projections have one each, their largest."""
     if not recipe.per_tensor:
-        return recipe.grid.fit(weight, recipe.weight_range)
+        return recipe.grid.fit(weight, recipe.weight_range, importance)
     scale = recipe.grid.fit(weight).scale
     start = 0
     for rows in recipe.per_tensor:

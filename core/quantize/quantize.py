@@ -15,7 +15,7 @@ from qinfer.core.checkpoint.layout import LoadPlan, plan_loading
 from qinfer.core.checkpoint.source import resolve_model
 from qinfer.core.config import generation_config, read_json, with_generation
 from qinfer.core.corpus import CALIBRATION, read_corpus, windows
-from qinfer.core.device import import_paddle, open_device, place
+from qinfer.core.device import import_paddle, keep_freed_memory, open_device, place
 from qinfer.core.discovery import discover
 from qinfer.core.errors import BadInput, QinferError, UsageError
 from qinfer.core.hooks import Hooks
@@ -47,6 +47,7 @@ def quantize(
     if output.exists():
         raise UsageError(f"{output} exists already", remedy="Name a folder that does not.")
     begin = time.perf_counter()
+    keep_freed_memory()
     work = WorkFolder(output)
     try:
         source = _open(settings, resolve_model(settings.model or None, progress=progress.note))

@@ -49,17 +49,21 @@ class Grid:
     group: int = 0
     has_zero: bool = False
 
-    def fit(self, weight: Floats, by: str = "absmax") -> Fit:
-        """Scales for a weight [out, in], chosen by one of ``RANGES``."""
+    def fit(self, weight: Floats, by: str = "absmax", importance: Floats | None = None) -> Fit:
+        """Scales for a weight [out, in], chosen by one of ``RANGES``; ``mse`` weighs the errors of
+        each input by ``importance`` [in].
+        """
         tiles = self._tiles(weight)
         low, high = self._bounds(tiles, by)
         fit = self._spanning(low, high)
         if by != "mse":
             return fit
-        least = self._errors(tiles, fit)
+        alike = np.ones(weight.shape[1], np.float32)
+        shares = self._tiles((alike if importance is None else importance)[None])
+        least = self._errors(tiles, fit, shares)
         for share in SHRINKS[1:]:
             tried = self._spanning(low * np.float32(share), high * np.float32(share))
-            errors = self._errors(tiles, tried)
+            errors = self._errors(tiles, tried, shares)
             better, least = errors < least, np.minimum(errors, least)
             zero = fit.zero
             if zero is not None and tried.zero is not None:
@@ -109,8 +113,8 @@ class Grid:
         zero = np.rint(LOWEST - low / np.where(scale > 0, scale, 1))
         return Fit(scale=scale, zero=np.clip(zero, LOWEST, TOPS["int4"]).astype(np.float32))
 
-    def _errors(self, tiles: Floats, fit: Fit) -> Floats:
-        errors: Floats = ((self._round(tiles, fit) - tiles) ** 2).sum(axis=2)
+    def _errors(self, tiles: Floats, fit: Fit, shares: Floats) -> Floats:
+        errors: Floats = ((self._round(tiles, fit) - tiles) ** 2 * shares).sum(axis=2)
         return errors
 
     def _tiles(self, weight: Floats) -> Floats:

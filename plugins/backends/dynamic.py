@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
-import platform
 from collections.abc import Callable
 
 import numpy as np
 import paddle
 
-from qinfer.core.device import place
+from qinfer.core.device import keep_freed_memory, place
 from qinfer.core.machine import usable_cores
 from qinfer.core.progress import TerminalProgress
 from qinfer.core.protocols import Model
@@ -155,18 +153,3 @@ def _layer_cache(spec: CacheSpec, layer: int) -> LayerCache:
     else:
         key_scales, value_scales = (place(np.array(part)) for part in spec.scales[layer])
     return LayerCache(keys=keys, values=values, key_scales=key_scales, value_scales=value_scales)
-
-
-def keep_freed_memory() -> None:
-    """Let glibc reuse large freed blocks instead of returning them to the system each time.
-
-    Paddle allocates every temporary with malloc. Above 128 KiB each becomes a fresh mapping whose
-    pages the kernel zeroes again on first touch: converting a 7 MB int8 weight took 1.7 ms per
-    million elements that way and takes 0.09 ms with this setting.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    libc = ctypes.CDLL(None)
-    trim_threshold, mmap_threshold, one_gib = -1, -3, 1 << 30
-    libc.mallopt(mmap_threshold, one_gib)
-    libc.mallopt(trim_threshold, one_gib)
