@@ -14,13 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.gpu.runner import BLOCK, open_runner
+
 BANDWIDTH = 3.03e12
 """Bytes a second an H100 80GB reads."""
 
 STEPS = 64
-
-BLOCK = 32
-"""Tokens of a KV block, as the engine has them on a card."""
 
 
 def prompt_step(length: int, blocks: np.ndarray[Any, Any], vocabulary: int) -> Any:
@@ -124,33 +123,10 @@ def main() -> None:
     parser.add_argument("--prefill", nargs="*", type=int, default=[1024, 8192])
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    from qinfer.core.device import import_paddle, open_device
-
-    device = open_device("gpu")
-    import_paddle(device=device.label)
-    from benchmarks.gpu.random_model import random_model
-    from qinfer.core.types import CacheSpec
-    from qinfer.cuda_ops.build_cuda import build_cuda, plan_cuda
-    from qinfer.cuda_ops.cuda import use_cuda
-    from qinfer.cuda_ops.graphs import Card
-    from qinfer.plugins.backends.graphed import GraphRunner
-
-    library = build_cuda(plan_cuda(), print)
-    use_cuda(library)
     begin = time.perf_counter()
-    model, config, weights = random_model(options.config, options.quant)
+    opened = open_runner(options.config, options.quant, tokens=131072, longest=32768, most=64)
+    runner, cache, config, weights, device = opened
     print(f"made in {time.perf_counter() - begin:.1f} s", flush=True)
-    cache = CacheSpec(
-        num_layers=config.num_layers,
-        num_kv_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
-        dtype="bfloat16",
-        block_size=BLOCK,
-        num_blocks=131072 // BLOCK,
-    )
-    runner = GraphRunner(
-        model, cache, Card(library, 0), max_blocks=32768 // BLOCK, most=64, note=lambda _: None
-    )
     rows = []
     for case in options.batch:
         batch, length = map(int, case.split("x"))
@@ -170,7 +146,7 @@ def main() -> None:
         rows.append({"case": f"prefill {length}", "ms": took})
         print(f"{options.config} {options.quant} prefill {length}: {took:.1f} ms", flush=True)
     if options.out:
-        report = {"config": options.config, "quant": options.quant, "device": device.name}
+        report = {"config": options.config, "quant": options.quant, "device": device}
         options.out.write_text(json.dumps({**report, "weights": weights, "rows": rows}, indent=1))
 
 

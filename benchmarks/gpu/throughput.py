@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gpu.decode import BLOCK
+from benchmarks.gpu.runner import BLOCK, open_runner
 
 
 class NoText:
@@ -102,36 +102,6 @@ def measure(engine: Any, options: argparse.Namespace, seed: int) -> dict[str, fl
     }
 
 
-def real_runner(options: argparse.Namespace) -> tuple[Any, Any, int]:
-    from qinfer.core.device import import_paddle, open_device
-
-    import_paddle(device=open_device("gpu").label)
-    from benchmarks.gpu.random_model import random_model
-    from qinfer.core.types import CacheSpec
-    from qinfer.cuda_ops.build_cuda import build_cuda, plan_cuda
-    from qinfer.cuda_ops.cuda import use_cuda
-    from qinfer.cuda_ops.graphs import Card
-    from qinfer.plugins.backends.graphed import GraphRunner
-
-    library = build_cuda(plan_cuda(), print)
-    use_cuda(library)
-    model, config, _ = random_model(options.config, options.quant)
-    each = -(-(options.input + options.output + 1) // BLOCK)
-    cache = CacheSpec(
-        num_layers=config.num_layers,
-        num_kv_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
-        dtype="bfloat16",
-        block_size=BLOCK,
-        num_blocks=options.requests * each,
-    )
-    card = Card(library, 0)
-    runner = GraphRunner(
-        model, cache, card, max_blocks=each, most=options.seqs, note=lambda _: None
-    )
-    return runner, cache, config.vocab_size
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config")
@@ -153,7 +123,15 @@ def main() -> None:
         cache = CacheSpec(**shape, block_size=BLOCK, num_blocks=blocks)
         runner, vocabulary = Nothing(), 151936
     else:
-        runner, cache, vocabulary = real_runner(options)
+        longest = options.input + options.output + 1
+        opened = open_runner(
+            options.config,
+            options.quant,
+            tokens=options.requests * (longest + BLOCK),
+            longest=longest,
+            most=options.seqs,
+        )
+        runner, cache, vocabulary = opened.runner, opened.cache, opened.config.vocab_size
     engine = engine_of(runner, cache, vocabulary, options)
     rows = [measure(engine, options, seed) for seed in range(options.repeat + 1)][1:]
     for row in rows:
