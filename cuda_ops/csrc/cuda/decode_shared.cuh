@@ -9,7 +9,7 @@ constexpr int kWarps = 4, kThreads = kWarps * 32;
 constexpr int kKeys = 16;        // of a turn of a warp
 constexpr int kStages = 2;       // turns on their way
 constexpr int kHeads = 16;       // rows of a matrix instruction
-constexpr int kTurns = 4;        // of a warp, before another cluster helps
+constexpr int kTurns = 2;        // of a warp, before another cluster helps
 constexpr int kMostCluster = 8;  // what every card can place
 constexpr int kMostChunks = 8;   // clusters for a sequence
 
