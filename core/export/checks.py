@@ -27,11 +27,11 @@ sum the parameters of a large model for longer than a card takes to load them.
 
 def file_facts(folder: Path) -> dict[str, FileFacts]:
     """Size and checksum of every file in a folder."""
-    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     with ThreadPoolExecutor(usable_cores()) as pool:
-        sums = {name: _begin(pool, folder / name, size) for name, size in sizes.items()}
+        sums = {path: _begin(pool, path) for path in sorted(folder.iterdir())}
         return {
-            name: FileFacts(size=size, sha256=_joined(sums[name])) for name, size in sizes.items()
+            path.name: FileFacts(size=path.stat().st_size, sha256=_joined(pieces))
+            for path, pieces in sums.items()
         }
 
 
@@ -43,7 +43,12 @@ def checking(folder: Path, files: Mapping[str, FileFacts]) -> Iterator[Checksums
     """
     _compare_sizes(folder, files)
     with ThreadPoolExecutor(max(2, usable_cores())) as pool:
-        sums = {name: _begin(pool, folder / name, facts.size) for name, facts in files.items()}
+        sums = {}
+        for name in files:
+            try:
+                sums[name] = _begin(pool, folder / name)
+            except OSError as error:
+                raise _bad(folder, name, f"cannot be read: {error.strerror}") from error
         yield Checksums(folder, files, sums)
         pool.shutdown(cancel_futures=True)
 
@@ -59,29 +64,26 @@ class Checksums:
     def require(self) -> None:
         """Wait for all of them. Raises BadCheckpoint naming a file that is not as it was."""
         for name, found in self.sums.items():
-            try:
-                is_right = _joined(found) == self.files[name].sha256
-            except OSError as error:
-                raise _bad(self.folder, name, f"cannot be read: {error.strerror}") from error
-            if not is_right:
+            if _joined(found) != self.files[name].sha256:
                 raise _bad(self.folder, name, "is damaged or was changed: its checksum is another")
 
 
-def _begin(pool: ThreadPoolExecutor, path: Path, size: int) -> Pieces:
-    return [pool.submit(_sum_piece, path, start) for start in range(0, size or 1, PIECE)]
-
-
-def _sum_piece(path: Path, start: int) -> bytes:
-    """SHA-256 of up to PIECE bytes from ``start`` on. Read through a mapping, because parameters
-    come into the system's cache here, and their pages are to be huge.
+def _begin(pool: ThreadPoolExecutor, path: Path) -> Pieces:
+    """Begin to sum a file's pieces. They are read through one mapping, because parameters come
+    into the system's cache here, and their pages are to be huge.
     """
     with path.open("rb") as file:
-        size = min(PIECE, os.fstat(file.fileno()).st_size - start)
-        if size <= 0:  # there is nothing to map
-            return hashlib.sha256().digest()
-        with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ, offset=start) as piece:
-            ask_for_huge_pages(piece)
-            return hashlib.sha256(piece).digest()
+        if not os.fstat(file.fileno()).st_size:  # nothing to map
+            return [pool.submit(_sum, b"")]
+        mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    ask_for_huge_pages(mapping)
+    whole = memoryview(mapping)
+    starts = range(0, len(whole), PIECE)
+    return [pool.submit(_sum, whole[start : start + PIECE]) for start in starts]
+
+
+def _sum(piece: bytes | memoryview) -> bytes:
+    return hashlib.sha256(piece).digest()
 
 
 def _joined(pieces: Pieces) -> str:
