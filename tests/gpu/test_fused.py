@@ -144,7 +144,7 @@ def test_attend(kind, heads, kv_heads, dim, has_norms, window, lengths, rng):
     on_card, here = caches_of(kind, count * most * BLOCK, kv_heads, dim, rng)
     qkv = rounded(rng.normal(size=(count, (heads + 2 * kv_heads) * dim)), "bfloat16")
     norms = [rounded(rng.normal(size=dim) / 4 + 1, "bfloat16") for _ in range(2)]
-    table = rotary_table(2048, dim, 1e6)
+    table = rotary_table(4096, dim, 1e6)
     arrays = {
         "token_ids": np.zeros(count, np.int64),
         "positions": np.maximum(ends, 0) + 3,
