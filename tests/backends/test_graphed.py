@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from qinfer.core.engine.engine import Engine, Limits
 from qinfer.core.params import SamplingParams
 from qinfer.core.types import CacheSpec, RunConfig
+from qinfer.cuda_ops import table
 from qinfer.plugins.backends import graphed, step_buffer, step_graph
 from qinfer.plugins.backends.dynamic import DynamicRunner
 from qinfer.plugins.backends.graphed import GraphRunner
@@ -69,6 +70,9 @@ class Graph:
 @pytest.fixture(autouse=True)
 def made_up(monkeypatch):
     arrays = {}
+    table.use(table.REFERENCE)
+    # The model is none that a recording could replay.
+    monkeypatch.setattr("qinfer.plugins.backends.dynamic.operator_recorder", lambda: None)
 
     def empty(shape, dtype, device):
         array = np.zeros(shape, dtype)

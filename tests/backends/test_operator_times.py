@@ -7,7 +7,7 @@ import pytest
 from qinfer.core.bench_floor import decoding_step, operator_records
 from qinfer.core.errors import UsageError
 from qinfer.core.types import CacheSpec, LayerCache
-from qinfer.cuda_ops import ops
+from qinfer.cuda_ops import ops, table
 from qinfer.plugins.backends import operator_times as module
 from qinfer.plugins.backends.operator_times import operator_times
 
@@ -36,14 +36,15 @@ class Linear:
 @pytest.fixture
 def step(rng, monkeypatch):
     monkeypatch.setattr(module, "Graph", Graph)
+    table.use(table.REFERENCE)
     layers = [Linear(rng) for _ in range(LAYERS)]
-    table = paddle.to_tensor(rng.normal(size=(500, WIDTH)).astype("float32"))
+    vocabulary = paddle.to_tensor(rng.normal(size=(500, WIDTH)).astype("float32"))
     rotary = paddle.ones([64, 2 * DIM])
     slots = [20, BLOCK, HEADS, DIM]
     caches = [LayerCache(keys=paddle.zeros(slots), values=paddle.zeros(slots)) for _ in layers]
 
     def run(batch):
-        x = ops.embed(batch.token_ids, table, "float32")
+        x = ops.embed(batch.token_ids, vocabulary, "float32")
         for layer, cache in zip(layers, caches, strict=True):
             qkv, x = ops.norm_linear(None, x, paddle.ones([WIDTH]), 1e-6, layer)
             ops.attend(qkv, rotary, batch, cache, 0.25)
