@@ -5,7 +5,8 @@
 
 Each quantised checkpoint is written into a folder and evaluated against the model itself. That
 folder is a temporary one, or --work, which is kept: checkpoints and scores that it has are not made
-again, and what is half done goes on. So with --work and --seconds the table can be made bit by bit.
+again, and what is half done goes on. So with --work and --seconds the table can be made bit by bit;
+it has the rows that are there.
 """
 
 from __future__ import annotations
@@ -50,8 +51,6 @@ CALIBRATED = (
     ("wint4", "--method gptq"),
     ("wint4", "--method awq+gptq"),
     ("wint4-zp", "--method awq+gptq"),
-    ("wint4-g128", "--method awq+gptq"),
-    ("wint4-g128-zp", "--method awq+gptq"),
     ("wint4", "--method awq+gptq --group-size 32 --zero-points"),
     ("a8w8", "--method smoothquant"),
     ("a8w8", "--method smoothquant+gptq"),
@@ -68,8 +67,12 @@ REFERENCE = "none | the reference"
 Run = tuple[str, RunConfig]
 
 
+class TimeUpError(Exception):
+    """There is no time for what comes next."""
+
+
 def main() -> None:
-    """Quantise, evaluate and write the table; exit code 75 where time ran out before."""
+    """Quantise, evaluate and write the table; exit code 75 where time ran out before its end."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="")
     parser.add_argument("--text", type=Path, default=None)
@@ -81,12 +84,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="qinfer-accuracy-") as temporary:
         folder = asked.work or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        runs = list(_runs(asked.model, folder))
-        for quant, how in CALIBRATED:
-            _quantise(asked.model, quant, how, folder, deadline)
-        scores = _score(asked.model, asked.text, runs, folder / "scores.json", deadline)
-    rows = "".join(_row(label, scores) for label in (REFERENCE, *(label for label, _ in runs)))
+        runs, path, code = list(_runs(asked.model, folder)), folder / "scores.json", 0
+        try:
+            for quant, how in CALIBRATED:
+                _quantise(asked.model, quant, how, folder, deadline)
+            _score(asked.model, asked.text, runs, path, deadline)
+        except TimeUpError:
+            print("time is up: the same command goes on from here", file=sys.stderr)
+            code = 75
+        scores = _read(path)
+    labels = [label for label in (REFERENCE, *(label for label, _ in runs)) if label in scores]
+    rows = "".join(_row(label, scores) for label in labels)
     _write(asked.output, COLUMNS + "| --- | --- | --- | --- | --- | --- |\n" + rows)
+    sys.exit(code)
 
 
 def _runs(model: str, folder: Path) -> Iterator[Run]:
@@ -124,14 +134,12 @@ def _quantise(model: str, quant: str, how: str, folder: Path, deadline: float) -
             timeout=None if left == float("inf") else max(left, 0),
         )
     except subprocess.TimeoutExpired:
-        _stop()
+        raise TimeUpError from None
 
 
-def _score(
-    model: str, text: Path | None, runs: Sequence[Run], path: Path, deadline: float
-) -> dict[str, Any]:
-    """The scores of all rows by label; each is kept in a file as soon as it is there."""
-    scores: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+def _score(model: str, text: Path | None, runs: Sequence[Run], path: Path, deadline: float) -> None:
+    """Score the rows that a file of them by label lacks; each is in it as soon as it is known."""
+    scores = _read(path)
     missing = [(label, run) for label, run in runs if label not in scores]
     if missing:
         reference = RunConfig(model=model, quant="none", max_model_len=512, max_num_seqs=1)
@@ -140,13 +148,12 @@ def _score(
             scores[label] = asdict(score)
             path.write_text(json.dumps(scores, indent=1))
             if time.monotonic() > deadline and len(scores) <= len(runs):
-                _stop()
+                raise TimeUpError
+
+
+def _read(path: Path) -> dict[str, Any]:
+    scores: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return scores
-
-
-def _stop() -> None:
-    print("time is up: the same command goes on from here", file=sys.stderr)
-    sys.exit(75)
 
 
 def _row(label: str, scores: dict[str, Any]) -> str:

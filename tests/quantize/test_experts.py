@@ -10,14 +10,18 @@ import paddle
 import pytest
 
 from goldens import tiny
+from goldens.steps import step_logits
 from qinfer.core.checkpoint.join import join
+from qinfer.core.corpus import EVALUATION, read_corpus
 from qinfer.core.device import place
 from qinfer.core.progress import NoProgress
 from qinfer.core.quantize.experts import FEWEST, Routed, quantise_experts
 from qinfer.core.quantize.linear import Recipe, quantise_linear
 from qinfer.core.quantize.quantize import quantize
 from qinfer.core.quantize.settings import QuantizeSettings
-from qinfer.core.types import LinearSpec, Scheme
+from qinfer.core.session import load_model, select
+from qinfer.core.tokenizer import Tokenizer
+from qinfer.core.types import LinearSpec, RunConfig, Scheme
 from qinfer.cuda_ops import table
 from qinfer.plugins.quant.layers import build_layer
 
@@ -155,3 +159,33 @@ def test_the_report_counts_experts_with_few_tokens(tmp_path):
     assert said["layers.0.experts.gate_up"]["by_absmax"] == 6
     assert said["layers.0.experts.gate_up"]["error"] is None
     assert said["layers.0.shared.gate_up"]["error"] < 0.1
+
+
+@pytest.fixture(scope="module", params=["moe", "qwen3_moe"])
+def whole(request, tmp_path_factory):
+    """A model with experts, texts that are not those of calibration, and its logits for them."""
+    folder = tmp_path_factory.mktemp("whole") / "model"
+    tiny.write_checkpoint(folder, tiny.CASES[request.param])
+    documents = read_corpus(EVALUATION, Tokenizer.load(folder))
+    texts = [document[:48] for document in documents[:8]]
+    return folder, texts, logits_of(folder, texts)
+
+
+def logits_of(folder, texts):
+    run = RunConfig(model=str(folder), dtype="float32")
+    opened = load_model(run, select(run), folder, NoProgress())
+    return np.concatenate([step_logits(opened, text, [len(text)]) for text in texts])
+
+
+def test_gptq_and_awq_bring_a_whole_model_nearer(whole, tmp_path):
+    folder, texts, exact = whole
+    errors = {}
+    for method in ("absmax", "gptq", "awq+gptq"):
+        settings = QuantizeSettings(
+            model=str(folder), quant="wint4", group_size=16, method=method, tokens=1500, window=64
+        )
+        report = quantize(settings, tmp_path / method, NoProgress())
+        errors[method] = np.std(logits_of(tmp_path / method, texts) - exact)
+        assert report["linears"]["layers.0.experts.gate_up"]["error"] > 0
+    assert errors["gptq"] < 0.9 * errors["absmax"], errors
+    assert errors["awq+gptq"] < 0.9 * errors["absmax"], errors
