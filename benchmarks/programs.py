@@ -57,15 +57,18 @@ def all_programs(options: Namespace, model: Path) -> list[Program]:
 
 
 def _own(options: Namespace, model: Path, held: Parameters) -> list[Program]:
-    # As the native operators hold a bfloat16 checkpoint; every scheme leaves the head alone. int4
-    # has a float32 scale for every 64 weights.
+    # As the native operators hold a bfloat16 checkpoint, with the head in int8 where a scheme's
+    # name says so. int4 has a float32 scale for every 64 weights.
     in_layers = {"none": 2, "wint8": 1, "wint4": 0.5625, "fp8": 1, "a8w8": 1, "a8w8c8": 1}
     script, threads = peer_script("qinfer_peer.py"), str(options.threads)
     return [
         Program(
             name=f"qinfer {scheme}",
             command=(sys.executable, script, str(model), scheme, threads),
-            bytes_per_token=int(in_layers.get(scheme, 0) * held.layers + 2 * held.head),
+            bytes_per_token=int(
+                in_layers.get(scheme.removesuffix("-h8"), 0) * held.layers
+                + (1 if scheme.endswith("-h8") else 2) * held.head
+            ),
         )
         for scheme in options.schemes
     ]

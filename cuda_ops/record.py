@@ -13,6 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 R = TypeVar("R")
 
 
@@ -26,8 +29,10 @@ class Recorder:
         self.free, self.size = keeps_gil.qinfer_recording_free, keeps_gil.qinfer_recording_size
         self.replay = frees_gil.qinfer_replay
         self.begin.restype, self.size.restype = ctypes.c_void_p, ctypes.c_int64
-        for function in (self.free, self.size, self.replay):
+        self.begin.argtypes = [ctypes.c_bool]
+        for function in (self.free, self.size):
             function.argtypes = [ctypes.c_void_p]
+        self.replay.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
 
 
 class Recording(Generic[R]):
@@ -37,8 +42,13 @@ class Recording(Generic[R]):
     every replay. ``result`` is overwritten by each.
     """
 
-    def __init__(self, recorder: Recorder, call: Callable[[], R]) -> None:
-        handle = recorder.begin()
+    def __init__(
+        self, recorder: Recorder, call: Callable[[], R], *, is_deferred: bool = False
+    ) -> None:
+        """``is_deferred``: the operators are noted and not run, so ``result`` is what the first
+        replay computes; nothing but native operators may look at it before.
+        """
+        handle = recorder.begin(is_deferred)
         self._close = weakref.finalize(self, recorder.free, handle)
         try:
             self.result = call()
@@ -50,8 +60,20 @@ class Recording(Generic[R]):
 
     def replay(self) -> R:
         """Run them again, on what their inputs hold now."""
-        self._replay(self._handle)
+        self._replay(self._handle, 0, self.size, None)
         return self.result
+
+    def replay_in_parts(self, part: int) -> R:
+        """The same, ``part`` operators at a time: in between Python sees a Ctrl-C."""
+        for first in range(0, self.size, part):
+            self._replay(self._handle, first, min(first + part, self.size), None)
+        return self.result
+
+    def seconds(self) -> NDArray[np.float64]:
+        """Run them again; what each took until all threads had done their share of it."""
+        taken = np.empty(self.size)
+        self._replay(self._handle, 0, self.size, taken.ctypes.data)
+        return taken
 
 
 class _Loaded:

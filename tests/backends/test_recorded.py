@@ -112,6 +112,20 @@ def test_a_model_that_leaves_the_table_is_not_replayed(recorder, rng, outside):
     assert "not replayed" in said[0]
 
 
+def test_prompts_are_noted_and_run_in_parts_once_a_replay_was_right(recorder, rng, monkeypatch):
+    """Longer than a part, so that one part reads what another wrote."""
+    monkeypatch.setattr("qinfer.plugins.backends.recorded.PART", 2)
+    model, twin = Model(), Model()
+    steps, _ = steps_of(model, recorder)
+    for length in (1, 2, 3):
+        batch = step([length], rng)
+        same(steps(batch), twin(_placed(batch)))
+        assert steps.may_defer == (length == 3)
+    for new in (5, 20):
+        batch = step([40, 33], rng, new=new)
+        same(steps(batch), twin(_placed(batch)))
+
+
 def test_only_so_many_sizes_are_kept(recorder, rng):
     steps, _ = steps_of(Model(), recorder)
     for count in range(1, MOST + 4):

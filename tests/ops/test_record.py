@@ -66,6 +66,17 @@ def test_a_replay_is_an_eager_call(recorder, tokens, rng):
         np.testing.assert_array_equal(logits, expected[1].numpy())
 
 
+def test_a_deferred_recording_computes_nothing_before_its_replay(recorder, rng):
+    network = Network(rng)
+    ids = np.zeros(3, np.int64)
+    inputs = place(ids), place(np.arange(3))
+    noted = Recording(recorder, lambda: network(*inputs), is_deferred=True)
+    ids[:] = 7, 8, 9  # seen by whatever runs from here on
+    expected = network(place(ids.copy()), place(np.arange(3)))
+    for one, other in zip(noted.replay_in_parts(4), expected, strict=True):
+        np.testing.assert_array_equal(one.numpy(), other.numpy())
+
+
 def test_what_is_read_stays_and_the_result_too(recorder, rng):
     """The recording is all that holds the network, then its result all that holds the memory."""
     ids = np.zeros(2, np.int64)

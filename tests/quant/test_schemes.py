@@ -7,7 +7,15 @@ from goldens import tiny
 from qinfer import LLM, SamplingParams
 from qinfer.core.errors import UsageError
 
-SCHEMES = {"none": 1e-4, "wint8": 0.15, "wint4": 5.0, "a8w8": 0.6, "fp8": 1.5}
+SCHEMES = {
+    "none": 1e-4,
+    "wint8": 0.15,
+    "wint8-h8": 0.2,
+    "wint4": 5.0,
+    "wint4-h8": 5.0,
+    "a8w8": 0.6,
+    "fp8": 1.5,
+}
 """Largest logit difference to float32 allowed; the tiny models' logits have deviation 3."""
 
 
@@ -16,6 +24,7 @@ SCHEMES = {"none": 1e-4, "wint8": 0.15, "wint4": 5.0, "a8w8": 0.6, "fp8": 1.5}
     [
         *(("gqa", quant) for quant in SCHEMES),
         ("odd_tied", "wint8"),
+        ("odd_tied", "wint8-h8"),
         ("odd_tied", "a8w8"),
         ("odd_tied", "fp8"),
     ],
@@ -48,6 +57,18 @@ def test_the_head_is_left_out_and_said_so(tmp_path, quant):
         assert set(llm.load_stats.skipped) == {"lm_head", *others}
         assert sum(llm.load_stats.layers_by_scheme.values()) == 4 * 3 + 1
         assert llm.load_stats.layers_by_scheme["none"] == 1 + len(others)
+
+
+@pytest.mark.parametrize(("case", "quant"), [("gqa", "wint4-h8"), ("odd_tied", "wint8-h8")])
+def test_the_head_is_int8_where_the_scheme_says_so(tmp_path, case, quant):
+    """Of a tied embedding that is a copy: the rows that are looked up keep their precision."""
+    folder = tiny.write_checkpoint(tmp_path / "model", tiny.CASES[case])
+    with LLM(str(folder), quant=quant, dtype="float32") as llm:
+        assert "lm_head" not in llm.load_stats.skipped
+        assert llm.loaded.plan.by_layer["lm_head"].name == "wint8"
+    with LLM(str(folder), quant=quant.removesuffix("-h8"), dtype="float32") as plain:
+        assert plain.loaded.plan.by_layer["lm_head"].name == "none"
+        assert llm.load_stats.parameter_bytes < plain.load_stats.parameter_bytes
 
 
 @pytest.mark.parametrize(

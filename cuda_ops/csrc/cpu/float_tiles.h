@@ -40,7 +40,7 @@ struct F32Weights {
 };
 
 template <typename W, int R, int P>
-void run_tile(const Job& job, int64_t row, int64_t p) {
+void run_tile(const Job& job, int64_t row, int64_t p, int64_t end) {
   const auto* x = reinterpret_cast<const typename W::X*>(job.x) + row * job.x_stride;
   const typename W::X* rows[R];
   const char* panels[P];
@@ -50,21 +50,23 @@ void run_tile(const Job& job, int64_t row, int64_t p) {
   for (int i = 0; i < P; ++i) panels[i] = job.w + (p + i) * job.panel;
   F32 acc[R][P] = {};
   const int64_t steps = divide_up(job.in, W::kStep);
-  for (int64_t s = 0; s < steps; ++s) W::template step<R, P>(acc, rows, panels, s);
+  const Ahead<R, P * W::kBytes> ahead(job, p, P, end);
+  for (int64_t s = 0; s < steps; ++s) {
+    ahead.ask(s);
+    W::template step<R, P>(acc, rows, panels, s);
+  }
 #pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 16
-    for (int i = 0; i < P; ++i) finish(job, row + r, p + i, acc[r][i]);
+  for (int i = 0; i < P; ++i) finish(job, row, R, p + i, &acc[0][i], P);
 }
 
 template <typename W, int R>
 void run_panels(const Job& job, int64_t row, int64_t p, int64_t end) {
   if constexpr (R == 1 && kRegisters == 32)  // one row needs many panels to hide latencies
-    for (; p + 8 <= end; p += 8) run_tile<W, R, 8>(job, row, p);
+    for (; p + 8 <= end; p += 8) run_tile<W, R, 8>(job, row, p, end);
   if constexpr (4 * R <= W::kTile)
-    for (; p + 4 <= end; p += 4) run_tile<W, R, 4>(job, row, p);
-  for (; p + 2 <= end; p += 2) run_tile<W, R, 2>(job, row, p);
-  for (; p < end; ++p) run_tile<W, R, 1>(job, row, p);
+    for (; p + 4 <= end; p += 4) run_tile<W, R, 4>(job, row, p, end);
+  for (; p + 2 <= end; p += 2) run_tile<W, R, 2>(job, row, p, end);
+  for (; p < end; ++p) run_tile<W, R, 1>(job, row, p, end);
 }
 
 template <typename W>

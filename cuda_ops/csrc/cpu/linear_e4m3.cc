@@ -16,7 +16,7 @@ struct BlockTiles {
   template <int R, int P>
   struct Tile {
     static constexpr int kPanels = 4 * R <= W::kTile ? 4 : 2;
-    static void run(const Job& job, const Blocks& blocks, int64_t row, int64_t p);
+    static void run(const Job& job, const Blocks& blocks, int64_t row, int64_t p, int64_t end);
   };
 };
 
@@ -32,7 +32,8 @@ F32 scales_of(const Job& job, const Blocks& blocks, int64_t p, int64_t r) {
 
 template <typename W>
 template <int R, int P>
-void BlockTiles<W>::Tile<R, P>::run(const Job& job, const Blocks& blocks, int64_t row, int64_t p) {
+void BlockTiles<W>::Tile<R, P>::run(const Job& job, const Blocks& blocks, int64_t row, int64_t p,
+                                    int64_t) {
   const auto* x = reinterpret_cast<const typename W::X*>(job.x) + row * job.x_stride;
   const typename W::X* rows[R];
   const char* panels[P];
@@ -56,9 +57,7 @@ void BlockTiles<W>::Tile<R, P>::run(const Job& job, const Blocks& blocks, int64_
     }
   }
 #pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 16
-    for (int i = 0; i < P; ++i) finish(job, row + r, p + i, total[r][i]);
+  for (int i = 0; i < P; ++i) finish(job, row, R, p + i, &total[0][i], P);
 }
 
 }  // namespace

@@ -65,12 +65,14 @@ void int8_tile(const Job& job, const Planes& x, int64_t row, int64_t p) {
 #pragma GCC unroll 16
   for (int i = 0; i < P; ++i) {
     sums[i] = load<I32>(job.w + (p + i) * job.panel + steps * 64);
+    F32 whole[R];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const F32 upper = __builtin_convertvector(high[r][i] - 128 * sums[i], F32);
       const F32 lower = __builtin_convertvector(low[r][i], F32);
-      finish(job, row + r, p + i, upper * 256.0f + lower);
+      whole[r] = upper * 256.0f + lower;
     }
+    finish(job, row, R, p + i, whole, 1);
   }
 }
 
@@ -122,16 +124,17 @@ void a8w8_tile(const Job& job, const Plane& x, int64_t row, int64_t p) {
 #pragma GCC unroll 16
   for (int i = 0; i < P; ++i) {
     const I32 sums = load<I32>(job.w + (p + i) * job.panel + steps * 64);
+    F32 whole[R];
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r)
-      finish(job, row + r, p + i, __builtin_convertvector(acc[r][i] - 128 * sums, F32));
+    for (int r = 0; r < R; ++r) whole[r] = __builtin_convertvector(acc[r][i] - 128 * sums, F32);
+    finish(job, row, R, p + i, whole, 1);
   }
 }
 
 template <int R, int P>
 struct Int8Tile {
   static constexpr int kPanels = 2;  // at once, for many rows: what the registers hold
-  static void run(const Job& job, const Planes& x, int64_t row, int64_t p) {
+  static void run(const Job& job, const Planes& x, int64_t row, int64_t p, int64_t) {
     int8_tile<R, P>(job, x, row, p);
   }
 };
@@ -139,7 +142,7 @@ struct Int8Tile {
 template <int R, int P>
 struct A8W8Tile {
   static constexpr int kPanels = 4;
-  static void run(const Job& job, const Plane& x, int64_t row, int64_t p) {
+  static void run(const Job& job, const Plane& x, int64_t row, int64_t p, int64_t) {
     a8w8_tile<R, P>(job, x, row, p);
   }
 };

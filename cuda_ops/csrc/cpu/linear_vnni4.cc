@@ -77,14 +77,13 @@ void int4_tile(const Job& job, const SignedPlanes& x, int64_t row, int64_t p) {
   }
   Job plain = job;  // the scales have been used up
   plain.scale = nullptr;
-  for (int r = 0; r < R; ++r)
-    for (int i = 0; i < P; ++i) finish(plain, row + r, p + i, acc[r][i]);
+  for (int i = 0; i < P; ++i) finish(plain, row, R, p + i, &acc[0][i], P);
 }
 
 template <int R, int P>
 struct Int4Tile {
   static constexpr int kPanels = 2;
-  static void run(const Job& job, const SignedPlanes& x, int64_t row, int64_t p) {
+  static void run(const Job& job, const SignedPlanes& x, int64_t row, int64_t p, int64_t) {
     int4_tile<R, P>(job, x, row, p);
   }
 };

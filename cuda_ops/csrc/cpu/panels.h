@@ -87,23 +87,41 @@ void each_weight(const Job& job, const Run& run) {
   }
 }
 
-// y for the outputs of one panel and one row; the last panel may have fewer.
-[[gnu::noinline]] inline void finish(const Job& job, int64_t row, int64_t p, F32 v) {
-  const int64_t o = p * kLanes;
-  const int64_t count = std::min<int64_t>(kLanes, job.out - o);
-  float* y = job.y + (job.to ? job.to[row] : row) * job.out + o;
-  float buffer[kLanes], scale[kLanes] = {}, bias[kLanes] = {};
-  if (job.row_scale) v *= job.row_scale[row];
-  if (count == kLanes) {
-    if (job.scale) v *= load<F32>(job.scale + o);
-    if (job.bias) v += load<F32>(job.bias + o);
-    store(y, v);
-    return;
+// With one row memory is what takes the time, and short panels end before the processor's
+// prefetching has learnt to follow them. So while a tile of them is computed, those behind it are
+// asked for, some bytes in every step. Panels too long to wait in the first cache are better left
+// alone.
+template <int R, int kBytes>
+struct Ahead {
+  static constexpr int64_t kMost = 24 << 10;
+  const char* from;
+
+  // A tile of `count` panels at p, of panels up to `end`, `kBytes` of them a step.
+  Ahead(const Job& job, int64_t p, int64_t count, int64_t end)
+      : from(count * job.panel <= kMost && p + count < end ? job.w + (p + count) * job.panel
+                                                           : nullptr) {}
+
+  void ask(int64_t s) const {
+    if constexpr (R == 1)
+      if (from)
+        for (int i = 0; i < kBytes; i += 64) __builtin_prefetch(from + s * kBytes + i);
   }
-  if (job.scale) std::copy_n(job.scale + o, count, scale), v *= load<F32>(scale);
-  if (job.bias) std::copy_n(job.bias + o, count, bias), v += load<F32>(bias);
-  store(buffer, v);
-  std::copy_n(buffer, count, y);
+};
+
+// y for the outputs of panel p in `rows` rows: sums[i * stride]. The last panel may have fewer. One
+// function for tiles of any size, as a compiler may round another copy of it differently.
+[[gnu::noinline]] inline void finish(const Job& job, int64_t row, int rows, int64_t p,
+                                     const F32* sums, int stride) {
+  const int64_t o = p * kLanes, count = job.out - o;
+  const F32 scale = job.scale ? load_some(job.scale + o, count) : splat(1);
+  const F32 bias = job.bias ? load_some(job.bias + o, count) : F32{};
+  for (int r = 0; r < rows; ++r) {
+    F32 v = sums[r * stride];
+    if (job.row_scale) v *= job.row_scale[row + r];
+    if (job.scale) v *= scale;
+    if (job.bias) v += bias;
+    store_some(job.y + (job.to ? job.to[row + r] : row + r) * job.out + o, v, count);
+  }
 }
 
 // The products of each format. `job.panel` is set by the caller.

@@ -41,7 +41,9 @@ bool Arena::owns(const void* address) const {
 Recording* recording() { return current; }
 
 void submit(Task task, bool by_a_team) {
-  if (by_a_team) {
+  if (current && current->is_deferred) {
+    // its turn comes
+  } else if (by_a_team) {
     run_together(task);
   } else {
     [[maybe_unused]] const KeepSmallNumbers keep;
@@ -55,16 +57,27 @@ void submit(Task task, bool by_a_team) {
 // For Python, which loads the library with ctypes besides registering the operators.
 extern "C" {
 
-void* qinfer_record() { return qinfer::current = new qinfer::Recording; }
+void* qinfer_record(bool is_deferred) {
+  qinfer::current = new qinfer::Recording;
+  qinfer::current->is_deferred = is_deferred;
+  return qinfer::current;
+}
 
 void qinfer_record_end() { qinfer::current = nullptr; }
 
-void qinfer_replay(const void* recording) {
+// Run the tasks from `first` to `end`. seconds: null, or [tasks]: what each took until every thread
+// had done its share of it.
+void qinfer_replay(const void* recording, int64_t first, int64_t end, double* seconds) {
   const auto* recorded = static_cast<const qinfer::Recording*>(recording);
   qinfer::run_together([&](const qinfer::Worker& me) {
-    for (const qinfer::Task& task : recorded->tasks) {
-      task(me);
+    double before = seconds ? omp_get_wtime() : 0;
+    for (int64_t i = first; i < end; ++i) {
+      recorded->tasks[i](me);
       me.wait();
+      if (!seconds || me.index > 0) continue;
+      const double now = omp_get_wtime();
+      seconds[i] = now - before;
+      before = now;
     }
   });
 }

@@ -29,6 +29,7 @@ class Arena {
 };
 
 struct Recording {
+  bool is_deferred = false;  // tasks are noted and not run: a replay will be their first run
   std::vector<Task> tasks;
   std::vector<std::shared_ptr<void>> held;  // what tasks read that came from outside
   std::shared_ptr<Arena> arena = std::make_shared<Arena>();
@@ -37,7 +38,8 @@ struct Recording {
 // The recording this thread is making, or null.
 Recording* recording();
 
-// Run a task now, alone or by a team, and note it if this thread is recording.
+// Run a task now, alone or by a team, and note it if this thread is recording; where that is
+// deferred note it only.
 void submit(Task task, bool by_a_team = true);
 
 }  // namespace qinfer

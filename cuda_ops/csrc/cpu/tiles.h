@@ -10,11 +10,11 @@ namespace qinfer {
 template <template <int, int> class Tile, int R, typename X>
 void panels_of(const Job& job, const X& x, int64_t row, int64_t p, int64_t end) {
   if constexpr (R == 1 && kRegisters == 32)
-    for (; p + 8 <= end; p += 8) Tile<R, 8>::run(job, x, row, p);
+    for (; p + 8 <= end; p += 8) Tile<R, 8>::run(job, x, row, p, end);
   if constexpr (R <= 2 || Tile<R, 4>::kPanels == 4)
-    for (; p + 4 <= end; p += 4) Tile<R, 4>::run(job, x, row, p);
-  for (; p + 2 <= end; p += 2) Tile<R, 2>::run(job, x, row, p);
-  for (; p < end; ++p) Tile<R, 1>::run(job, x, row, p);
+    for (; p + 4 <= end; p += 4) Tile<R, 4>::run(job, x, row, p, end);
+  for (; p + 2 <= end; p += 2) Tile<R, 2>::run(job, x, row, p, end);
+  for (; p < end; ++p) Tile<R, 1>::run(job, x, row, p, end);
 }
 
 // All rows of the panels p to end.
