@@ -40,7 +40,7 @@ class Watch:
         self._recorder, self._begin, self._end = used, used.begin, used.end
         for entry in TABLE.values():
             entry.run = self._watched(entry.name, entry.run)
-        used.begin, used.end = self._begun, self._ended
+        vars(used).update(begin=self._begun, end=self._ended)
         for name in ("replay", "replay_in_parts"):
             setattr(Recording, name, lambda recording, *_: self._replayed(recording))
 
