@@ -85,8 +85,8 @@ def test_replays_give_what_eager_steps_give(recorder, rng):
     batches[10:10] = [step([9, 30], rng, new=3), step([2, 2, 2], rng)]
     for batch in batches:
         same(steps(batch), twin(_placed(batch)))
-    # One sequence: eager, recorded, checked; two: the same; then the odd ones.
-    assert (model.calls, said) == (3 + 3 + 2, [])
+    # One sequence: eager, recorded, checked; two: the same; three; a prompt: noted, checked.
+    assert (model.calls, said) == (3 + 3 + 1 + 2, [])
 
 
 def same(got, expected):
@@ -120,10 +120,24 @@ def test_prompts_are_noted_and_run_in_parts_once_a_replay_was_right(recorder, rn
     for length in (1, 2, 3):
         batch = step([length], rng)
         same(steps(batch), twin(_placed(batch)))
-        assert steps.may_defer == (length == 3)
-    for new in (5, 20):
+        assert steps.has_replayed == (length == 3)
+    for new in (5, 20, 5, 19):  # the first of a kind is computed in the ordinary way too
         batch = step([40, 33], rng, new=new)
         same(steps(batch), twin(_placed(batch)))
+    assert steps.defers
+    assert len(steps.trusted_prompts) == 2
+
+
+def test_layers_that_leave_the_table_for_many_tokens_are_found_out(recorder, rng):
+    model, twin = (Model(lambda x: x * 2 if len(x) > 8 else x) for _ in range(2))
+    steps, _ = steps_of(model, recorder)
+    batches = [step([length], rng) for length in (1, 2, 3)]
+    batches += [step([30], rng, new=new) for new in (7, 8, 9, 20, 4)]
+    batches += [step([4, 4], rng)] * 4 + [step([30], rng, new=20)]
+    for batch in batches:
+        same(steps(batch), twin(_placed(batch)))
+    assert steps.has_replayed
+    assert not steps.defers
 
 
 def test_only_so_many_sizes_are_kept(recorder, rng):
