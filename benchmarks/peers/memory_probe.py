@@ -1,10 +1,14 @@
-"""Load a checkpoint and say how much memory that took: memory_probe.py MODEL QUANT"""
+"""Load a checkpoint, or export it, and say how much memory that took.
+
+memory_probe.py MODEL QUANT [EXPORTED_FOLDER]
+"""
 
 from __future__ import annotations
 
 import sys
 import threading
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from serve import reserve_stdout, status_bytes
@@ -25,9 +29,11 @@ class AnonymousPeak(threading.Thread):
 
 
 def main() -> None:
-    model, quant = sys.argv[1:3]
+    model, quant, *exported = sys.argv[1:]
     emit = reserve_stdout()
     from qinfer.core.device import import_paddle
+    from qinfer.core.export.make import export_model
+    from qinfer.core.export.manifest import read_manifest
     from qinfer.core.progress import NoProgress
     from qinfer.core.session import load_model, select
     from qinfer.core.types import RunConfig
@@ -39,7 +45,11 @@ def main() -> None:
     before, anonymous_before = status_bytes("VmRSS"), status_bytes("RssAnon")
     sampler = AnonymousPeak()
     sampler.start()
-    loaded = load_model(run, select(run), Path(model), NoProgress())
+    if exported:
+        export_model(replace(run, backend="static"), Path(exported[0]), NoProgress())
+        stats = read_manifest(Path(exported[0])).parameters
+    else:
+        stats = load_model(run, select(run), Path(model), NoProgress()).stats
     sampler.stopped.set()
     sampler.join()
     emit(
@@ -48,8 +58,8 @@ def main() -> None:
             "peak": status_bytes("VmHWM") - before,
             "anonymous_peak": sampler.peak - anonymous_before,
             "after": status_bytes("VmRSS") - before,
-            "weights": loaded.stats.parameter_bytes,
-            "seconds": loaded.stats.seconds,
+            "weights": stats.parameter_bytes,
+            "seconds": stats.seconds,
         }
     )
 
