@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from qinfer.core.child import python_command
-from qinfer.core.evaluate import evaluate
+from qinfer.core.measure.evaluate import evaluate
 from qinfer.core.progress import TerminalProgress
 from qinfer.core.types import RunConfig
 

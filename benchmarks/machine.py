@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from qinfer.core.machine import cpu_features, cpu_name, memory, usable_cores
+from qinfer.core.hardware.machine import cpu_features, cpu_name, memory, usable_cores
 
 ROOT = Path(__file__).resolve().parent.parent
 

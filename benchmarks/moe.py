@@ -17,7 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from qinfer.core.device import import_paddle, place
+from qinfer.core.hardware.device import import_paddle, place
 from qinfer.core.types import DeviceInfo, LinearSpec, ModelConfig
 
 HIDDEN, INNER, TOP_K = 2048, 1408, 4
@@ -96,7 +96,7 @@ def one(layer: Layer, count: int, used: int) -> float:
 
 def build(scheme: str, count: int) -> tuple[Layer, int]:
     """The layer's function, and the bytes of its experts' weights."""
-    from qinfer.core.selection import open_session, resolve
+    from qinfer.core.registry.selection import open_session, resolve
     from qinfer.cuda_ops import ops
 
     hooks = open_session([resolve("quant", scheme)])

@@ -105,7 +105,7 @@ class LLM:
         """The prompt of a conversation: by the checkpoint's template, else by the model plugin,
         else ChatML. Raises BadInput for bad messages or a template that fails.
         """
-        from qinfer.core.chat import chatml, check_messages, render_chat
+        from qinfer.core.text.chat import chatml, check_messages, render_chat
 
         checked = check_messages(list(messages))
         tokenizer = self.tokenizer

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qinfer.core.card_limits import check_sizes, choose_dtypes
-from qinfer.core.discovery import PluginRecord
 from qinfer.core.errors import BadCheckpoint
-from qinfer.core.hooks import Hooks
-from qinfer.core.selection import choose_quant, detect_model, open_session, resolve
+from qinfer.core.hardware.card_limits import check_sizes, choose_dtypes
+from qinfer.core.registry.discovery import PluginRecord
+from qinfer.core.registry.hooks import Hooks
+from qinfer.core.registry.selection import choose_quant, detect_model, open_session, resolve
 from qinfer.core.types import (
     CacheSpec,
     DeviceInfo,
@@ -80,8 +80,8 @@ def prepare(run: RunConfig, selected: Selected, folder: Path) -> Prepared:
     from qinfer.core.checkpoint.quantised import check_agreement, open_stored
     from qinfer.core.checkpoint.random_checkpoint import RandomCheckpoint
     from qinfer.core.config import generation_config, read_json, with_generation
-    from qinfer.core.device import import_paddle, open_device
     from qinfer.core.engine.sizing import choose_sizes
+    from qinfer.core.hardware.device import import_paddle, open_device
 
     raw = read_json(folder / "config.json")
     record = selected.model or detect_model(raw, selected.installed)
@@ -144,7 +144,7 @@ def read_model(prepared: Prepared, progress: Progress) -> LoadedModel:
     """Read the weights of a checkpoint and build its model."""
     from qinfer.core.checkpoint.ahead import THREADS
     from qinfer.core.checkpoint.loader import StreamedParts
-    from qinfer.core.device import place
+    from qinfer.core.hardware.device import place
 
     config, hooks, loading = prepared.config, prepared.hooks, prepared.loading
     begin = time.perf_counter()

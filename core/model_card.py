@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qinfer.core.checkpoint.rules import num_parameters
-from qinfer.core.discovery import discover
 from qinfer.core.loading import cache_layout
-from qinfer.core.selection import detect_model, open_session, resolve
+from qinfer.core.registry.discovery import discover
+from qinfer.core.registry.selection import detect_model, open_session, resolve
 from qinfer.core.types import CacheSpec, LinearSpec, ModelConfig, QuantPlan, Scheme, WeightRule
 
 BITS = {"float32": 32, "bfloat16": 16, "float16": 16, "int8": 8, "float8_e4m3fn": 8, "int4": 4}
@@ -43,7 +43,7 @@ def model_card(raw: Mapping[str, Any], plugin: str, schemes: Sequence[str]) -> M
 
     Raises as loading would: PluginNotFound, BadCheckpoint, BrokenPlugin.
     """
-    from qinfer.core.device import import_paddle, open_device
+    from qinfer.core.hardware.device import import_paddle, open_device
 
     import_paddle()
     device, installed = open_device("auto"), discover()

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from qinfer.core.discovery import Installed, PluginRecord, discover
 from qinfer.core.errors import UsageError
 from qinfer.core.loading import (
     AUTO,
@@ -20,12 +19,13 @@ from qinfer.core.loading import (
     prepare,
     read_model,
 )
-from qinfer.core.selection import resolve
+from qinfer.core.registry.discovery import Installed, PluginRecord, discover
+from qinfer.core.registry.selection import resolve
 from qinfer.core.types import RunConfig
 
 if TYPE_CHECKING:
     from qinfer.core.engine.engine import Engine
-    from qinfer.core.tokenizer import Tokenizer
+    from qinfer.core.text.tokenizer import Tokenizer
 
 DTYPES = (AUTO, "bfloat16", "float16", "float32")
 
@@ -111,11 +111,11 @@ def open_engine(run: RunConfig, selected: Selected, progress: Progress) -> Opene
     """Find the model ``run`` names, load it and start an engine over it."""
     from qinfer.core.checkpoint.demo import DEMO_LABEL
     from qinfer.core.checkpoint.source import resolve_model
-    from qinfer.core.device import open_device
     from qinfer.core.engine.engine import Engine, Limits
     from qinfer.core.engine.sizing import check_run, size_cache
+    from qinfer.core.hardware.device import open_device
     from qinfer.core.rotary import first_row
-    from qinfer.core.tokenizer import Tokenizer
+    from qinfer.core.text.tokenizer import Tokenizer
 
     check_run(run)
     folder = resolve_model(run.model or None, progress=progress.note)

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from qinfer.core.errors import BadCheckpoint, Unsupported
-from qinfer.core.machine import cpu_flags, cpu_name, cxx_compiler
+from qinfer.core.hardware.machine import cpu_flags, cpu_name, cxx_compiler
 from qinfer.core.paths import cache_dir
 from qinfer.core.store import is_intact, make_once
 

@@ -11,8 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from qinfer.core.errors import BadCheckpoint, Unsupported, UsageError
-from qinfer.core.machine import cuda_compiler, usable_cores
-from qinfer.core.nvidia import cards
+from qinfer.core.hardware.machine import cuda_compiler, usable_cores
+from qinfer.core.hardware.nvidia import cards
 from qinfer.core.paths import cache_dir
 from qinfer.core.store import is_intact, make_once
 from qinfer.core.types import OperatorBuild

@@ -6,9 +6,9 @@ import zlib
 import numpy as np
 import pytest
 
-from qinfer.core.device import import_paddle
-from qinfer.core.machine import cuda_compiler
-from qinfer.core.nvidia import cards
+from qinfer.core.hardware.device import import_paddle
+from qinfer.core.hardware.machine import cuda_compiler
+from qinfer.core.hardware.nvidia import cards
 
 # Before any test imports Paddle, as the session does; the tests in tests/gpu change the device.
 if cards() and cuda_compiler():
@@ -24,7 +24,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def on_processor(request, monkeypatch):
     """``--device auto`` is the processor, but for the tests that need a card."""
     if "/gpu/" not in request.path.as_posix():
-        monkeypatch.setattr("qinfer.core.device.cards", list)
+        monkeypatch.setattr("qinfer.core.hardware.device.cards", list)
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import time
 from types import SimpleNamespace
 from typing import ClassVar
 
-from qinfer.core.chat import chatml
 from qinfer.core.errors import BadInput
 from qinfer.core.outputs import Completion, Delta, RequestOutput, TokenLogprob, Usage
+from qinfer.core.text.chat import chatml
 from qinfer.core.types import LoadStats, RequestStats
 
 DELAY = float(os.environ.get("FAKE_DELAY", "0"))

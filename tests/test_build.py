@@ -17,7 +17,7 @@ import pytest
 from goldens import tiny
 from qinfer.core.cli.doctor import EXAMINATIONS
 from qinfer.core.errors import Unsupported
-from qinfer.core.machine import cpu_features
+from qinfer.core.hardware.machine import cpu_features
 from qinfer.cuda_ops import build as module
 from qinfer.cuda_ops.build import build, plan_build
 

@@ -13,8 +13,8 @@ import click
 import pytest
 
 from qinfer.core.cli import COMMANDS, group
-from qinfer.core.contract import hook_names
 from qinfer.core.errors import QinferError
+from qinfer.core.registry.contract import hook_names
 from qinfer.core.specs import GROUPS, REQUIRED, SPECS
 
 ROOT = Path(__file__).resolve().parents[1]

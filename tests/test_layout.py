@@ -25,7 +25,7 @@ FOR_MODELS = {
     "errors",
     "config",
     "decoder_weights",
-    "chat",
+    "text.chat",
     "rotary",
 }
 
@@ -144,8 +144,8 @@ def test_no_plugin_imports_one_of_another_kind(kind):
 def test_operators_import_only_the_vocabulary():
     building = (
         "errors",
-        "machine",
-        "nvidia",
+        "hardware.machine",
+        "hardware.nvidia",
         "paths",
         "store",
     )  # what compiling into the cache takes

@@ -11,7 +11,7 @@ from qinfer.core import published
 from qinfer.core.errors import UsageError
 from qinfer.core.model_card import model_card, step_bytes
 from qinfer.core.published import MODELS
-from qinfer.core.selection import detect_model, open_session, resolve
+from qinfer.core.registry.selection import detect_model, open_session, resolve
 from qinfer.core.types import CacheSpec, DeviceInfo
 
 

@@ -22,7 +22,7 @@ class Opened(NamedTuple):
 @cache
 def _card() -> tuple[Any, str]:
     """The first card with its operators, opened once in a process."""
-    from qinfer.core.device import import_paddle, open_device
+    from qinfer.core.hardware.device import import_paddle, open_device
 
     device = open_device("gpu")
     import_paddle(device=device.label)

@@ -31,9 +31,9 @@ class AnonymousPeak(threading.Thread):
 def main() -> None:
     model, quant, *exported = sys.argv[1:]
     emit = reserve_stdout()
-    from qinfer.core.device import import_paddle
     from qinfer.core.export.make import export_model
     from qinfer.core.export.manifest import read_manifest
+    from qinfer.core.hardware.device import import_paddle
     from qinfer.core.progress import NoProgress
     from qinfer.core.session import load_model, select
     from qinfer.core.types import RunConfig

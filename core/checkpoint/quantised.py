@@ -9,10 +9,10 @@ from qinfer.core.checkpoint.files import Checkpoint
 from qinfer.core.checkpoint.rules import check_rule, source_shapes
 from qinfer.core.checkpoint.stored_arrays import MISSING, bad
 from qinfer.core.checkpoint.stored_view import StoredView
-from qinfer.core.discovery import PluginRecord
 from qinfer.core.errors import UsageError
-from qinfer.core.hooks import Hooks
-from qinfer.core.selection import stored_method
+from qinfer.core.registry.discovery import PluginRecord
+from qinfer.core.registry.hooks import Hooks
+from qinfer.core.registry.selection import stored_method
 from qinfer.core.stored import StoredWeights
 from qinfer.core.types import ModelConfig
 

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qinfer.core.arrays import numpy_dtype
-from qinfer.core.byte_level import BYTE_OF
 from qinfer.core.checkpoint.files import Checkpoint
 from qinfer.core.checkpoint.rules import source_shapes
 from qinfer.core.checkpoint.safetensors_file import DTYPES, TensorEntry
+from qinfer.core.text.byte_level import BYTE_OF
 from qinfer.core.types import WeightRule
 
 NOISE = 1 << 24

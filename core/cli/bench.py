@@ -92,7 +92,7 @@ def command(schemes: tuple[str, ...], as_json: bool, plot: str | None, **options
     the counted runs; percentiles are over all of them. Speeds are of the whole batch. The floor
     is the least a step's memory takes to be read, at the speed measured in the same run.
     """
-    from qinfer.core.bench import BenchSettings, measure_all
+    from qinfer.core.measure.bench import BenchSettings, measure_all
 
     if plot:
         pyplot()  # before the work, not after it

@@ -12,8 +12,6 @@ from dataclasses import asdict
 
 import click
 
-from qinfer.core import machine
-from qinfer.core.check import check_all
 from qinfer.core.cli.doctor_paddle import (
     GIB,
     LOAD_TIMEOUT,
@@ -23,9 +21,11 @@ from qinfer.core.cli.doctor_paddle import (
     paddle_findings,
 )
 from qinfer.core.cli.finding import Finding, problem, warning
-from qinfer.core.discovery import discover
 from qinfer.core.errors import Unsupported
+from qinfer.core.hardware import machine
 from qinfer.core.paths import cache_dir
+from qinfer.core.registry.check import check_all
+from qinfer.core.registry.discovery import discover
 
 
 @click.command("doctor")

@@ -12,7 +12,7 @@ from qinfer.core.child import python_command
 from qinfer.core.cli.build_ops import plan_gpu_operators
 from qinfer.core.cli.finding import Finding, problem, warning
 from qinfer.core.errors import QinferError
-from qinfer.core.nvidia import cards
+from qinfer.core.hardware.nvidia import cards
 
 GIB = 1 << 30
 
@@ -30,7 +30,7 @@ answer = os.dup(1); os.dup2(2, 1)
 """
 
 _PADDLE = """
-from qinfer.core.device import import_paddle
+from qinfer.core.hardware.device import import_paddle
 paddle = import_paddle()
 found = ["cpu"]
 if paddle.is_compiled_with_cuda(): found.append(f"gpu ({paddle.device.cuda.device_count()} here)")

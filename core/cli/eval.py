@@ -12,7 +12,7 @@ import click
 from qinfer.core.cli.options import MODEL, GroupedCommand, option
 
 if TYPE_CHECKING:
-    from qinfer.core.evaluate import Scores
+    from qinfer.core.measure.evaluate import Scores
 
 TEXT = "Text"
 HEADING = ("", "perplexity", "change", "mean KL", "top-1 agreement", "weights MiB")
@@ -62,7 +62,7 @@ def command(
     """
     from qinfer.core.cli.plot import pyplot
     from qinfer.core.cli.table import table
-    from qinfer.core.evaluate import evaluate
+    from qinfer.core.measure.evaluate import evaluate
     from qinfer.core.progress import TerminalProgress
     from qinfer.core.types import RunConfig
 

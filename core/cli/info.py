@@ -31,9 +31,9 @@ def command(model: str, plugin: str | None, schemes: tuple[str, ...], as_json: b
     """
     from qinfer.core.checkpoint.source import resolve_config
     from qinfer.core.config import read_json
-    from qinfer.core.discovery import discover
     from qinfer.core.export.manifest import is_export
     from qinfer.core.model_card import model_card
+    from qinfer.core.registry.discovery import discover
 
     installed = [record.reference for record in discover().of_kind("quant")]
     path = resolve_config(model)

@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
-from qinfer.core.discovery import PluginRecord, discover
 from qinfer.core.errors import BrokenPlugin
+from qinfer.core.registry.discovery import PluginRecord, discover
 from qinfer.core.specs import GROUPS
 from qinfer.core.types import API_VERSION
 
@@ -42,7 +42,7 @@ def command(as_json: bool, check: bool, kinds: tuple[str, ...], timeout: float) 
     plugins = [p for p in installed.plugins if not kinds or p.kind in kinds]
     rows = [_row(record) for record in plugins]
     if check:
-        from qinfer.core.check import check_all
+        from qinfer.core.registry.check import check_all
 
         for row, result in zip(rows, check_all(plugins, timeout), strict=True):
             row["check"] = {**vars(result), "problems": list(result.problems)}

@@ -9,8 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-from qinfer.core.batch import Batch
-from qinfer.core.batch_input import BatchSettings
+from qinfer.core.batch.lines import BatchSettings
+from qinfer.core.batch.run import Batch
 from qinfer.core.cli.options import model_arguments
 from qinfer.core.cli.show import note, peak_memory, show_model, size
 from qinfer.core.errors import BadInput

@@ -7,8 +7,8 @@ import os
 import sys
 from typing import BinaryIO
 
-from qinfer.core.chat import check_messages
 from qinfer.core.errors import BadInput
+from qinfer.core.text.chat import check_messages
 
 MAX_BYTES = 16 * 2**20
 

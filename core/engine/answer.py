@@ -6,7 +6,7 @@ from collections.abc import Sequence as Rows
 
 from qinfer.core.engine.sequence import Sequence
 from qinfer.core.outputs import TokenLogprob
-from qinfer.core.tokenizer import Tokenizer
+from qinfer.core.text.tokenizer import Tokenizer
 from qinfer.core.types import StepOutput
 
 

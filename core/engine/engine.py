@@ -16,11 +16,11 @@ from qinfer.core.engine.sampler import sampling_input
 from qinfer.core.engine.scheduler import Chunk, Scheduler
 from qinfer.core.engine.sequence import Sequence
 from qinfer.core.errors import BadInput, InvalidParams
-from qinfer.core.hooks import Hooks
 from qinfer.core.outputs import Delta, Usage
 from qinfer.core.params import SamplingParams
 from qinfer.core.protocols import OverlappingRunner, Runner
-from qinfer.core.tokenizer import Tokenizer
+from qinfer.core.registry.hooks import Hooks
+from qinfer.core.text.tokenizer import Tokenizer
 from qinfer.core.types import (
     CacheSpec,
     RunConfig,

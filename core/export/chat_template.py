@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from qinfer.core.chat import render_chat
 from qinfer.core.errors import Unsupported
-from qinfer.core.hooks import Hooks
+from qinfer.core.registry.hooks import Hooks
+from qinfer.core.text.chat import render_chat
 from qinfer.core.types import ModelConfig
 
 FILE = "chat_template.jinja"

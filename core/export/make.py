@@ -12,11 +12,11 @@ from qinfer.core.errors import QinferError, Unsupported, UsageError
 from qinfer.core.export.chat_template import write_chat_template
 from qinfer.core.export.checks import file_facts
 from qinfer.core.export.manifest import NAME, Maker, Manifest, is_export, write_manifest
-from qinfer.core.hooks import Hooks
 from qinfer.core.loading import Prepared, cache_layout, prepare, read_model
+from qinfer.core.registry.hooks import Hooks
 from qinfer.core.session import Progress, select
 from qinfer.core.store import MANIFEST, make_folder
-from qinfer.core.tokenizer import Tokenizer
+from qinfer.core.text.tokenizer import Tokenizer
 from qinfer.core.types import CacheSpec, RunConfig
 
 

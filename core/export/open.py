@@ -7,14 +7,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from qinfer.core.device import import_paddle, open_device
-from qinfer.core.discovery import PluginRecord, normalise
 from qinfer.core.engine.sizing import choose_sizes
 from qinfer.core.errors import Unsupported, UsageError
 from qinfer.core.export.checks import checking
 from qinfer.core.export.manifest import Maker, Manifest, read_manifest
+from qinfer.core.hardware.device import import_paddle, open_device
 from qinfer.core.loading import AUTO, KV_CACHE_DTYPES, LoadedModel
-from qinfer.core.selection import open_session, resolve
+from qinfer.core.registry.discovery import PluginRecord, normalise
+from qinfer.core.registry.selection import open_session, resolve
 from qinfer.core.session import Selected
 from qinfer.core.types import DeviceInfo, RunConfig
 

@@ -18,14 +18,14 @@ from qinfer.core.arrays import round_to
 from qinfer.core.checkpoint.assemble import assemble
 from qinfer.core.checkpoint.layout import Pick
 from qinfer.core.checkpoint.loader import StreamedParts
-from qinfer.core.device import place
-from qinfer.core.hooks import Hooks
+from qinfer.core.hardware.device import place
 from qinfer.core.protocols import ExpertLayer, Layer
 from qinfer.core.quantize.experts import Routed, quantise_experts
 from qinfer.core.quantize.linear import Recipe, quantise_linear
 from qinfer.core.quantize.rounding import Floats
 from qinfer.core.quantize.settings import QuantizeSettings
 from qinfer.core.quantize.work import WorkFolder
+from qinfer.core.registry.hooks import Hooks
 from qinfer.core.types import Array, LinearSpec, Scheme
 
 STAYS = {

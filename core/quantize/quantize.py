@@ -14,11 +14,8 @@ from qinfer.core.checkpoint.files import Checkpoint
 from qinfer.core.checkpoint.layout import LoadPlan, plan_loading
 from qinfer.core.checkpoint.source import resolve_model
 from qinfer.core.config import generation_config, read_json, with_generation
-from qinfer.core.corpus import CALIBRATION, read_corpus, windows
-from qinfer.core.device import import_paddle, keep_freed_memory, open_device, place
-from qinfer.core.discovery import discover
 from qinfer.core.errors import BadInput, QinferError, UsageError
-from qinfer.core.hooks import Hooks
+from qinfer.core.hardware.device import import_paddle, keep_freed_memory, open_device, place
 from qinfer.core.quantize.calibrate import CalibratingParts, Plan, scheme_of
 from qinfer.core.quantize.forward import Pass, run_calibration
 from qinfer.core.quantize.kv_cache import cache_scales
@@ -26,9 +23,12 @@ from qinfer.core.quantize.output import Writer
 from qinfer.core.quantize.rounding import RANGES
 from qinfer.core.quantize.settings import QuantizeSettings
 from qinfer.core.quantize.work import WorkFolder
-from qinfer.core.selection import detect_model, open_session, resolve, stored_method
+from qinfer.core.registry.discovery import discover
+from qinfer.core.registry.hooks import Hooks
+from qinfer.core.registry.selection import detect_model, open_session, resolve, stored_method
 from qinfer.core.session import Progress
-from qinfer.core.tokenizer import Tokenizer
+from qinfer.core.text.corpus import CALIBRATION, read_corpus, windows
+from qinfer.core.text.tokenizer import Tokenizer
 from qinfer.core.types import Array, LinearSpec, ModelConfig, Scheme
 
 REPORT = "quantize-report.json"

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from qinfer.core.chat import chatml
 from qinfer.core.config import ConfigChecker, decoder_config
 from qinfer.core.decoder_weights import Naming, decoder_linears, decoder_rules
 from qinfer.core.protocols import ModelParts
 from qinfer.core.specs import ModelPlugin, hookimpl
+from qinfer.core.text.chat import chatml
 from qinfer.core.types import LinearSpec, ModelConfig, PluginInfo, RotaryScaling, WeightRule
 from qinfer.plugins.models.decoder import Decoder
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from qinfer.core.device import place
 from qinfer.core.errors import Unsupported
+from qinfer.core.hardware.device import place
 from qinfer.core.protocols import ExpertLayer, Layer
 from qinfer.core.types import Array, LinearSpec, Scheme
 from qinfer.cuda_ops import ops

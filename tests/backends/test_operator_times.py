@@ -4,8 +4,8 @@ import numpy as np
 import paddle
 import pytest
 
-from qinfer.core.bench_floor import decoding_step, operator_records
 from qinfer.core.errors import UsageError
+from qinfer.core.measure.floor import decoding_step, operator_records
 from qinfer.core.types import CacheSpec, LayerCache
 from qinfer.cuda_ops import ops, table
 from qinfer.plugins.backends import operator_times as module

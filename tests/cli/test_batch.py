@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 import fake_llm
-from qinfer.core import batch_input, journal
-from qinfer.core.batch import Batch
-from qinfer.core.batch_input import BatchSettings, line_params, line_prompt, parse_line
+from qinfer.core.batch import journal
+from qinfer.core.batch import lines as batch_lines
+from qinfer.core.batch.lines import BatchSettings, line_params, line_prompt, parse_line
+from qinfer.core.batch.run import Batch
 from qinfer.core.errors import BadInput, QinferError
 from qinfer.core.params import SamplingParams
 
@@ -64,7 +65,7 @@ def test_several_answers_and_logprobs(qinfer, files) -> None:
 
 
 def test_bad_lines_get_error_records_and_the_others_run(qinfer, files, monkeypatch) -> None:
-    monkeypatch.setattr(batch_input, "MAX_LINE_BYTES", 500)
+    monkeypatch.setattr(batch_lines, "MAX_LINE_BYTES", 500)
     bad = [
         (b"{", "not JSON"),
         (b"[1]", "must be a JSON object"),
@@ -147,10 +148,10 @@ def test_parameters_of_a_line() -> None:
 
 
 def test_long_lines_are_skipped_in_pieces(files, monkeypatch) -> None:
-    monkeypatch.setattr(batch_input, "MAX_LINE_BYTES", 10)
+    monkeypatch.setattr(batch_lines, "MAX_LINE_BYTES", 10)
     files[0].write_bytes(b"a\n" + b"b" * 35 + b"\n" + b"c" * 10 + b"\n" + b"d" * 11 + b"\ne")
     with files[0].open("rb") as file:
-        assert list(batch_input.read_lines(file)) == [b"a", None, b"c" * 10, None, b"e"]
+        assert list(batch_lines.read_lines(file)) == [b"a", None, b"c" * 10, None, b"e"]
     with pytest.raises(BadInput):
         parse_line(None)
 

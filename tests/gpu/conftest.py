@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from qinfer.core.nvidia import cards
+from qinfer.core.hardware.nvidia import cards
 from qinfer.cuda_ops import table
 
 

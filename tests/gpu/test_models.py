@@ -103,7 +103,7 @@ def test_drawing_in_the_graph_is_drawing_after_it(case):
 
 
 def test_logits_for_evaluation(case):
-    from qinfer.core.evaluate import prompt_logits
+    from qinfer.core.measure.evaluate import prompt_logits
     from qinfer.core.progress import NoProgress
     from qinfer.core.session import open_engine, select
     from qinfer.core.types import RunConfig

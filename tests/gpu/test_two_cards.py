@@ -9,7 +9,7 @@ import pytest
 
 from goldens import tiny
 from gpu.test_steps import WIDE
-from qinfer.core.nvidia import cards
+from qinfer.core.hardware.nvidia import cards
 
 pytestmark = pytest.mark.skipif(len(cards()) < 2, reason="needs two NVIDIA cards")
 

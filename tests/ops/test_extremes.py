@@ -7,7 +7,7 @@ import pytest
 
 from ops import reference64
 from ops.test_attention import paged
-from qinfer.core.device import import_paddle, place
+from qinfer.core.hardware.device import import_paddle, place
 from qinfer.cuda_ops import ops
 
 IN, OUT, HEADS, DIM = 64, 48, 4, 16

@@ -5,7 +5,7 @@ import numpy as np
 import paddle
 import pytest
 
-from qinfer.core.device import import_paddle, place
+from qinfer.core.hardware.device import import_paddle, place
 from qinfer.cuda_ops import ops
 from qinfer.cuda_ops.build import build, plan_build
 from qinfer.cuda_ops.record import Recorder, Recording

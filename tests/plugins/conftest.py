@@ -167,7 +167,7 @@ def qinfer(python: Run) -> Run:
 SELECT = """
 import sys
 from qinfer.core.errors import QinferError
-from qinfer.core.selection import detect_model, open_session, resolve
+from qinfer.core.registry.selection import detect_model, open_session, resolve
 try:
     what, *rest = sys.argv[1:]
     if what == "detect":

@@ -98,7 +98,7 @@ def test_doctor(qinfer, tmp_path):
         findings
     )
     assert findings["cache"]["state"] == "ok"
-    # It makes nothing but what Paddle cannot load without (see qinfer.core.openmp).
+    # It makes nothing but what Paddle cannot load without (see qinfer.core.hardware.openmp).
     assert {path.name for path in (tmp_path / "cache").glob("*")} <= {"openmp"}
     problems = [f for f in document["findings"] if f["state"] == "problem"]
     assert done.returncode == 4

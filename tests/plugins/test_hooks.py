@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qinfer.core.discovery import PluginRecord
 from qinfer.core.errors import BadCheckpoint, BrokenPlugin, Unsupported
-from qinfer.core.hooks import Hooks
+from qinfer.core.registry.discovery import PluginRecord
+from qinfer.core.registry.hooks import Hooks
 from qinfer.core.specs import BackendPlugin, ModelPlugin, ObserverPlugin, QuantPlugin, hookimpl
 from qinfer.core.types import (
     CacheSpec,

@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
-from qinfer.core.check import examine
-from qinfer.core.discovery import discover
+from qinfer.core.registry.check import examine
+from qinfer.core.registry.discovery import discover
 
 
 def test_third_party_plugins_are_listed_without_importing_anything(qinfer):

@@ -12,15 +12,15 @@ import pytest
 from goldens import tiny
 from goldens.steps import step_logits
 from qinfer.core.checkpoint.join import join
-from qinfer.core.corpus import EVALUATION, read_corpus
-from qinfer.core.device import place
+from qinfer.core.hardware.device import place
 from qinfer.core.progress import NoProgress
 from qinfer.core.quantize.experts import FEWEST, Routed, quantise_experts
 from qinfer.core.quantize.linear import Recipe, quantise_linear
 from qinfer.core.quantize.quantize import quantize
 from qinfer.core.quantize.settings import QuantizeSettings
 from qinfer.core.session import load_model, select
-from qinfer.core.tokenizer import Tokenizer
+from qinfer.core.text.corpus import EVALUATION, read_corpus
+from qinfer.core.text.tokenizer import Tokenizer
 from qinfer.core.types import LinearSpec, RunConfig, Scheme
 from qinfer.cuda_ops import table
 from qinfer.plugins.quant.layers import build_layer

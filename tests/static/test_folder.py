@@ -55,7 +55,7 @@ def test_a_moved_folder_runs_in_a_new_process_without_its_checkpoint(tmp_path):
 
 def test_no_plugin_of_model_or_scheme_is_loaded(exported, monkeypatch):
     loaded = []
-    import qinfer.core.selection as selection
+    import qinfer.core.registry.selection as selection
 
     load = selection.load_plugin
     monkeypatch.setattr(

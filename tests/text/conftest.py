@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-import qinfer.core.tokenizer
-from qinfer.core.tokenizer_files import _QWEN2_SPLIT
+import qinfer.core.text.tokenizer
+from qinfer.core.text.tokenizer_files import _QWEN2_SPLIT
 
 CORPUS = [
     "the quick brown fox jumps over the lazy dog, then the dog sleeps. 12345",
@@ -50,5 +50,5 @@ def folder(backend: Tokenizer, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tokenizer(backend: Tokenizer) -> "qinfer.core.tokenizer.Tokenizer":
-    return qinfer.core.tokenizer.Tokenizer(backend, special_tokens={"eos_token": "<|im_end|>"})
+def tokenizer(backend: Tokenizer) -> "qinfer.core.text.tokenizer.Tokenizer":
+    return qinfer.core.text.tokenizer.Tokenizer(backend, special_tokens={"eos_token": "<|im_end|>"})

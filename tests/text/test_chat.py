@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from qinfer.core.chat import MAX_MESSAGES, chatml, check_messages, render_chat
 from qinfer.core.errors import BadInput
+from qinfer.core.text.chat import MAX_MESSAGES, chatml, check_messages, render_chat
 
 USER = {"role": "user", "content": "Hi <b>你好</b>"}
 TALK = [USER, {"role": "assistant", "content": "Hello"}, {"role": "user", "content": "Bye"}]

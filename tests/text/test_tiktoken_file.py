@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qinfer.core.errors import BadCheckpoint
-from qinfer.core.tokenizer import Tokenizer
+from qinfer.core.text.tokenizer import Tokenizer
 
 tiktoken = pytest.importorskip("tiktoken")
 

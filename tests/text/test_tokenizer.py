@@ -9,9 +9,9 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qinfer.core import tokenizer as module
 from qinfer.core.errors import BadCheckpoint, BadInput
-from qinfer.core.tokenizer import Tokenizer
+from qinfer.core.text import tokenizer as module
+from qinfer.core.text.tokenizer import Tokenizer
 
 TEXTS = [
     "",

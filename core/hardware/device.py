@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qinfer.core.errors import Unsupported, UsageError
-from qinfer.core.machine import (
+from qinfer.core.hardware.machine import (
     cpu_features,
     cpu_name,
     cuda_compiler,
@@ -24,8 +24,8 @@ from qinfer.core.machine import (
     memory,
     usable_cores,
 )
-from qinfer.core.nvidia import Card, cards, wake
-from qinfer.core.openmp import provide_openmp
+from qinfer.core.hardware.nvidia import Card, cards, wake
+from qinfer.core.hardware.openmp import provide_openmp
 from qinfer.core.progress import TerminalProgress
 from qinfer.core.types import Array, DeviceInfo
 
@@ -77,7 +77,7 @@ def prepare_paddle(device: str = "cpu") -> None:
         raise Unsupported(
             "Paddle was imported before qinfer could tell it of the GPU",
             remedy="Load the model before anything imports paddle, or call "
-            'qinfer.core.device.prepare_paddle("gpu") first.',
+            'qinfer.core.hardware.device.prepare_paddle("gpu") first.',
         )
     os.environ[GPU_PLUGIN] = gpu_builder().device_folder(TerminalProgress().note)
     os.environ.setdefault("GLOG_minloglevel", "2")  # Paddle tells of each library it opens

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from qinfer.core.chat import render_chat
 from qinfer.core.errors import BadInput
+from qinfer.core.text.chat import render_chat
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 GROW = "{% set ns = namespace(s='aaaaaaaa', l=['a']) %}{% for i in range(60) %}"

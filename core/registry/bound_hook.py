@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from qinfer.core.contract import explain
-from qinfer.core.discovery import PluginRecord
 from qinfer.core.errors import BrokenPlugin, QinferError
+from qinfer.core.registry.contract import explain
+from qinfer.core.registry.discovery import PluginRecord
 
 _T = TypeVar("_T")
 

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, NoReturn
 
-from qinfer.core.chat import check_messages
 from qinfer.core.errors import BadInput, InvalidParams
 from qinfer.core.params import PARAM_NAMES, SamplingParams
+from qinfer.core.text.chat import check_messages
 
 MAX_LINE_BYTES = 8 * 2**20
 

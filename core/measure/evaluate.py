@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qinfer.core.corpus import EVALUATION, read_corpus, windows
 from qinfer.core.errors import BadInput, Unsupported, UsageError
 from qinfer.core.progress import NoProgress
 from qinfer.core.session import Opened, Progress, open_engine, select
+from qinfer.core.text.corpus import EVALUATION, read_corpus, windows
 from qinfer.core.types import RunConfig, StepInput
 
 CHUNK = 128

@@ -1,6 +1,6 @@
 """Runs a checkpoint's chat template, which is a program by someone else.
 
-Jinja's sandbox keeps it away from Python's internals; ``sandbox_limits`` bounds its work and size.
+Jinja's sandbox keeps it away from Python's internals; ``template_limits`` bounds its work and size.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-from qinfer.core import sandbox_limits as limits
 from qinfer.core.errors import BadInput
+from qinfer.core.text import template_limits as limits
 
 MAX_TEMPLATE_CHARS = 2**20
 

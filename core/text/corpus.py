@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qinfer.core.batch_input import parse_line, read_lines
-from qinfer.core.chat import chatml, check_messages, render_chat
+from qinfer.core.batch.lines import parse_line, read_lines
 from qinfer.core.errors import BadInput
-from qinfer.core.tokenizer import Tokenizer
+from qinfer.core.text.chat import chatml, check_messages, render_chat
+from qinfer.core.text.tokenizer import Tokenizer
 
-TEXTS = Path(__file__).parent / "texts"
+TEXTS = Path(__file__).parent / "corpora"
 EVALUATION, CALIBRATION = TEXTS / "evaluation.jsonl", TEXTS / "calibration.jsonl"
 """Written for this project: six and seven thousand tokens (as the demo counts them) of prose,
 letters, code, sums and conversations. Neither has a passage of the other."""

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from tokenizers import models
 
-from qinfer.core.byte_level import CHAR_OF
 from qinfer.core.errors import BadCheckpoint
+from qinfer.core.text.byte_level import CHAR_OF
 
 NAME = "qwen.tiktoken"
 MAX_BYTES = 64 * 2**20

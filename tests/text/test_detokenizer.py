@@ -6,8 +6,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models
 
-from qinfer.core.text_stream import ByteStream, WindowStream
-from qinfer.core.tokenizer import Tokenizer
+from qinfer.core.text.detokenizer import ByteStream, WindowStream
+from qinfer.core.text.tokenizer import Tokenizer
 
 # Joined emoji, regional flags, combining marks, CJK, all UTF-8 lengths.
 HARD = "👩‍👩‍👧‍👦🏳️‍🌈👍🏽🇩🇪 é é 中国 かな ß x \U0001d518 \U0010ffff \u07ff\uffff"

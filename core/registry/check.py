@@ -17,8 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 from qinfer.core.child import python_command
-from qinfer.core.discovery import PluginRecord
 from qinfer.core.errors import BrokenPlugin, Unsupported
+from qinfer.core.registry.discovery import PluginRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,10 @@ def check_plugin(record: PluginRecord, timeout: float = 60.0) -> CheckResult:
     """Check one plugin; ``timeout`` in seconds. Never raises for what the plugin does."""
     child = subprocess.Popen(
         python_command(
-            "from qinfer.core.check import main; main()", record.kind, record.dist, record.name
+            "from qinfer.core.registry.check import main; main()",
+            record.kind,
+            record.dist,
+            record.name,
         ),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -87,8 +90,8 @@ def _ending(code: int) -> str:
 
 def examine(kind: str, dist: str, name: str) -> CheckResult:
     """Load the plugin here and compare its info with its metadata."""
-    from qinfer.core.device import prepare_paddle
-    from qinfer.core.selection import load_plugin, resolve
+    from qinfer.core.hardware.device import prepare_paddle
+    from qinfer.core.registry.selection import load_plugin, resolve
 
     with contextlib.suppress(Unsupported):  # a plugin that imports Paddle will say it better
         prepare_paddle()

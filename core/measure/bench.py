@@ -16,10 +16,10 @@ from statistics import median, quantiles
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from qinfer.core.bench_floor import operator_records, step_floor
 from qinfer.core.child import python_command
 from qinfer.core.errors import QinferError, UsageError
 from qinfer.core.llm import LLM
+from qinfer.core.measure.floor import operator_records, step_floor
 from qinfer.core.params import SamplingParams
 
 
@@ -206,7 +206,7 @@ def measure_all(
     for scheme in schemes:
         progress(f"Measuring {scheme}")
         asked = json.dumps(asdict(replace(settings, quant=scheme)))
-        command = python_command("from qinfer.core.bench import main; main()", asked)
+        command = python_command("from qinfer.core.measure.bench import main; main()", asked)
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         answer = json.loads(done.stdout) if done.stdout else {}
         if "records" not in answer:

@@ -3,10 +3,10 @@
 import pytest
 
 from goldens import tiny
-from qinfer.core import device
-from qinfer.core.card_limits import check_sizes, choose_dtypes
 from qinfer.core.errors import Unsupported, UsageError
-from qinfer.core.nvidia import Card, visible, wake
+from qinfer.core.hardware import device
+from qinfer.core.hardware.card_limits import check_sizes, choose_dtypes
+from qinfer.core.hardware.nvidia import Card, visible, wake
 from qinfer.plugins.models.qwen2 import Qwen2
 from qinfer.plugins.models.qwen3 import Qwen3
 

@@ -9,12 +9,12 @@ from click.testing import CliRunner
 from goldens import tiny
 from goldens.steps import step_logits
 from qinfer.core.cli.eval import command
-from qinfer.core.corpus import CALIBRATION, EVALUATION, read_corpus, windows
 from qinfer.core.errors import BadInput, QinferError, UsageError
-from qinfer.core.evaluate import CHUNK, evaluate
+from qinfer.core.measure.evaluate import CHUNK, evaluate
 from qinfer.core.progress import NoProgress
 from qinfer.core.session import load_model, select
-from qinfer.core.tokenizer import Tokenizer
+from qinfer.core.text.corpus import CALIBRATION, EVALUATION, read_corpus, windows
+from qinfer.core.text.tokenizer import Tokenizer
 from qinfer.core.types import RunConfig
 
 TEXT = "It was a bright morning, and the river ran past the mill. " * 12
@@ -165,6 +165,6 @@ def test_the_disk_is_looked_at_first(folder, text, monkeypatch):
     import shutil
 
     usage = shutil.disk_usage("/")._replace(free=1000)
-    monkeypatch.setattr("qinfer.core.evaluate.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("qinfer.core.measure.evaluate.shutil.disk_usage", lambda path: usage)
     with pytest.raises(QinferError, match="MiB free"):
         next(evaluate(run_of(folder), [], text=text))

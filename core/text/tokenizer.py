@@ -7,9 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qinfer.core.byte_level import BYTE_OF
 from qinfer.core.errors import BadInput
-from qinfer.core.text_stream import ByteStream, TextStream, WindowStream
+from qinfer.core.text.byte_level import BYTE_OF
+from qinfer.core.text.detokenizer import ByteStream, TextStream, WindowStream
 
 if TYPE_CHECKING:
     import tokenizers
@@ -44,7 +44,7 @@ class Tokenizer:
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
         """Read a checkpoint folder's tokenizer. Raises BadCheckpoint with a remedy."""
-        from qinfer.core.tokenizer_files import read_tokenizer
+        from qinfer.core.text.tokenizer_files import read_tokenizer
 
         backend, special_tokens, template = read_tokenizer(Path(folder))
         return cls(backend, special_tokens=special_tokens, chat_template=template)

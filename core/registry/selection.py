@@ -6,10 +6,10 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qinfer.core.contract import check_contract, explain
-from qinfer.core.discovery import Installed, PluginRecord, discover, normalise
 from qinfer.core.errors import AmbiguousPlugin, BadCheckpoint, PluginNotFound
-from qinfer.core.hooks import Hooks
+from qinfer.core.registry.contract import check_contract, explain
+from qinfer.core.registry.discovery import Installed, PluginRecord, discover, normalise
+from qinfer.core.registry.hooks import Hooks
 from qinfer.core.specs import Plugin
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from qinfer.core.batch_input import (
+from qinfer.core.batch.journal import Journal, encode_line
+from qinfer.core.batch.lines import (
     BatchSettings,
     Prompt,
     line_params,
@@ -16,7 +17,6 @@ from qinfer.core.batch_input import (
     read_lines,
 )
 from qinfer.core.errors import BadInput, QinferError, UsageError
-from qinfer.core.journal import Journal, encode_line
 from qinfer.core.params import SamplingParams
 
 if TYPE_CHECKING:

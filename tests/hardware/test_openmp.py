@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from qinfer.core import openmp
 from qinfer.core.child import python_command
 from qinfer.core.errors import Unsupported
+from qinfer.core.hardware import openmp
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux's loader only")
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pluggy
 
-from qinfer.core.discovery import PluginRecord
+from qinfer.core.registry.discovery import PluginRecord
 from qinfer.core.specs import PROJECT, REQUIRED, SPECS, Plugin
 from qinfer.core.types import API_VERSION, PluginInfo
 

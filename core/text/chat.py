@@ -86,7 +86,7 @@ def render_chat(
     ``variables`` are handed to the template (such as ``enable_thinking``). Whatever goes wrong
     in it becomes BadInput.
     """
-    from qinfer.core.sandbox import render
+    from qinfer.core.text.template_sandbox import render
 
     names: dict[str, Any] = {"tools": None, "documents": None, **variables}
     names["messages"] = [dict(message) for message in messages]

@@ -8,8 +8,6 @@ from typing import Any, TypeVar
 
 import pluggy
 
-from qinfer.core.bound_hook import BoundHook, describe
-from qinfer.core.discovery import PluginRecord
 from qinfer.core.errors import Unsupported
 from qinfer.core.protocols import (
     ExpertLayer,
@@ -20,6 +18,8 @@ from qinfer.core.protocols import (
     Store,
     StoredTensors,
 )
+from qinfer.core.registry.bound_hook import BoundHook, describe
+from qinfer.core.registry.discovery import PluginRecord
 from qinfer.core.specs import PROJECT, SPECS, Plugin
 from qinfer.core.stored import StoredWeights
 from qinfer.core.types import (

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
-from qinfer.core import tiktoken_file
 from qinfer.core.errors import BadCheckpoint
+from qinfer.core.text import tiktoken_file
 
 T = TypeVar("T")
 

@@ -1,0 +1,1 @@
+"""JSONL batches: lines in, answers out, resumed where they were left."""

@@ -1,0 +1,1 @@
+"""The computer: its processor, cards and memory, and Paddle on it."""
