@@ -1,0 +1,32 @@
+"""Compiled operators, and what an exported program needs of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperatorBuild:
+    """A backend's compiled operators: the library, whether it is there, and what makes it.
+    ``reason``: why it has to be made, where that is known.
+
+    ``build`` compiles unless that has been done, with True also then. It reports on stderr and
+    raises Unsupported with the compiler's words.
+    """
+
+    library: Path
+    is_built: bool
+    build: Callable[[bool], Path]
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportNeeds:
+    """What an exported program needs where it runs: a version of the operators ("reference" needs
+    nothing compiled), and facts about them that must be the same there.
+    """
+
+    operators: str
+    facts: Mapping[str, str] = field(default_factory=dict)
