@@ -1,13 +1,16 @@
-"""One plugin's implementation of one hook: calls it and checks what comes back."""
+"""One plugin's implementation of one hook: finding it, calling it, checking what comes back."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import pluggy
+
 from qinfer.core.errors import BrokenPlugin, QinferError
 from qinfer.core.registry.contract import explain
 from qinfer.core.registry.discovery import PluginRecord
+from qinfer.core.specs import PROJECT, SPECS, Plugin
 
 _T = TypeVar("_T")
 
@@ -66,3 +69,42 @@ def describe(value: Any) -> str:
     """What a value is, for messages."""
     name = type(value).__name__
     return "None" if value is None else f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
+
+
+def bind_hooks(
+    plugins: Sequence[tuple[PluginRecord, Plugin]],
+) -> dict[str, tuple[BoundHook, ...]]:
+    """Each hook's name with the plugins that implement it.
+
+    Raises BrokenPlugin when two answer a hook that exactly one may answer.
+    """
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(type("AllHooks", tuple(SPECS.values()), {}))
+    for number, (_, plugin) in enumerate(plugins):
+        manager.register(plugin, str(number))
+    manager.check_pending()
+    records = [record for record, _ in plugins]
+    return {
+        name: _bind(manager, records, name, caller)
+        for name, caller in vars(manager.hook).items()
+        if not name.startswith("_")
+    }
+
+
+def _bind(
+    manager: pluggy.PluginManager,
+    records: Sequence[PluginRecord],
+    name: str,
+    caller: pluggy.HookCaller,
+) -> tuple[BoundHook, ...]:
+    """Split a hook into one caller per plugin."""
+    everyone = manager.get_plugins()
+    bound = []
+    for implementation in caller.get_hookimpls():
+        record = records[int(implementation.plugin_name)]
+        alone = manager.subset_hook_caller(name, everyone - {implementation.plugin})
+        bound.append(BoundHook(record, name, alone))
+    if len(bound) > 1 and caller.spec and caller.spec.opts.get("firstresult"):
+        others = " and ".join(hook.record.label for hook in bound[:-1])
+        raise bound[-1].record.broken(f"implements {name}, which {others} does already")
+    return tuple(bound)

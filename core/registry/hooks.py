@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pluggy
-
 from qinfer.core.errors import Unsupported
 from qinfer.core.protocols import (
     ExpertLayer,
@@ -18,9 +16,10 @@ from qinfer.core.protocols import (
     Store,
     StoredTensors,
 )
-from qinfer.core.registry.bound_hook import BoundHook, describe
+from qinfer.core.registry.bound_hook import BoundHook, bind_hooks, describe
 from qinfer.core.registry.discovery import PluginRecord
-from qinfer.core.specs import PROJECT, SPECS, Plugin
+from qinfer.core.registry.results import check_layers, check_packed, check_plan, check_stored
+from qinfer.core.specs import Plugin
 from qinfer.core.stored import StoredWeights
 from qinfer.core.types import (
     Array,
@@ -54,30 +53,7 @@ class Hooks:
     def __init__(self, plugins: Sequence[tuple[PluginRecord, Plugin]]) -> None:
         """Register checked plugins. Raises BrokenPlugin when two answer a one-answer hook."""
         self._plugins = plugins
-        manager = pluggy.PluginManager(PROJECT)
-        manager.add_hookspecs(type("AllHooks", tuple(SPECS.values()), {}))
-        for number, (_, plugin) in enumerate(plugins):
-            manager.register(plugin, str(number))
-        manager.check_pending()
-        self._hooks: dict[str, tuple[BoundHook, ...]] = {}
-        for name, caller in vars(manager.hook).items():
-            if not name.startswith("_"):
-                self._hooks[name] = self._bind(manager, name, caller)
-
-    def _bind(
-        self, manager: pluggy.PluginManager, name: str, caller: pluggy.HookCaller
-    ) -> tuple[BoundHook, ...]:
-        """Split a hook into one caller per plugin."""
-        everyone = manager.get_plugins()
-        bound = []
-        for implementation in caller.get_hookimpls():
-            record = self._plugins[int(implementation.plugin_name)][0]
-            alone = manager.subset_hook_caller(name, everyone - {implementation.plugin})
-            bound.append(BoundHook(record, name, alone))
-        if len(bound) > 1 and caller.spec and caller.spec.opts.get("firstresult"):
-            others = " and ".join(hook.record.label for hook in bound[:-1])
-            raise bound[-1].record.broken(f"implements {name}, which {others} does already")
-        return tuple(bound)
+        self._hooks = bind_hooks(plugins)
 
     def _one(self, name: str) -> BoundHook:
         if not self._hooks[name]:
@@ -141,16 +117,7 @@ class Hooks:
         """Every linear layer of the model; names are unique, parts add up."""
         hook = self._one("linear_layers")
         layers = hook.items(LinearSpec, config=config)
-        seen: set[str] = set()
-        for spec in layers:
-            if spec.name in seen:
-                raise hook.wrong(f'two layers called "{spec.name}"')
-            if spec.parts and sum(spec.parts) != spec.out_features:
-                parts = f"parts {spec.parts} that do not add up to {spec.out_features}"
-                raise hook.wrong(f'for "{spec.name}" {parts}')
-            if spec.experts and spec.bias:
-                raise hook.wrong(f'for "{spec.name}" experts with a bias, which no operator adds')
-            seen.add(spec.name)
+        check_layers(hook, layers)
         return layers
 
     def weight_rules(self, config: ModelConfig) -> Sequence[WeightRule]:
@@ -174,32 +141,14 @@ class Hooks:
         """A scheme for every layer, and for nothing else."""
         hook = self._one("plan_quant")
         plan = hook.typed(QuantPlan, config=config, layers=layers, device=device)
-        names = {spec.name for spec in layers}
-        for what, wrong in (
-            ("no scheme for", names - set(plan.by_layer)),
-            ("schemes for the unknown", set(plan.by_layer) - names),
-            ("reasons to skip the unknown", set(plan.skipped) - names),
-        ):
-            if wrong:
-                raise hook.wrong(f"{what} {', '.join(sorted(wrong)[:3])}")
-        for name, scheme in plan.by_layer.items():
-            if not isinstance(scheme, Scheme):
-                raise hook.wrong(f'{describe(scheme)} for "{name}" where Scheme is needed')
+        check_plan(hook, plan, layers)
         return plan
 
     def pack_weight(self, spec: LinearSpec, scheme: Scheme, weight: Array) -> Mapping[str, Array]:
         """A weight as named arrays, numpy's or on the device; the name "bias" is the core's."""
-        from numpy import ndarray  # loaded by then; importing it here keeps start-up short
-        from paddle import Tensor
-
         hook = self._one("pack_weight")
         params = hook.typed(Mapping, spec=spec, scheme=scheme, weight=weight)  # type: ignore[type-abstract]
-        for name, array in params.items():
-            is_array = isinstance(array, (ndarray, Tensor))
-            if not isinstance(name, str) or name == "bias" or not is_array:
-                raise hook.wrong(
-                    f"{name!r}: {describe(array)} where names (not bias) of arrays belong"
-                )
+        check_packed(hook, params)
         return params
 
     def build_linear(
@@ -226,9 +175,7 @@ class Hooks:
         stored = hook.typed(
             StoredWeights, config=config, raw=raw, weights=weights, checkpoint=checkpoint
         )
-        for name, linear in stored.linears.items():
-            if weights.get(name) != linear.shape:
-                raise hook.wrong(f"{name} of {linear.shape} where {weights.get(name)} is needed")
+        check_stored(hook, stored, weights)
         return stored
 
     def open_store(self) -> Store:
