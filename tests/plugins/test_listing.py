@@ -92,7 +92,7 @@ def test_a_narrow_terminal_loses_no_name(sites):
 
 def test_a_closed_pipe_is_quiet(sites):
     script = (
-        "import sys\nfrom qinfer.core import discovery\n"
+        "import sys\nfrom qinfer.core.registry import discovery\n"
         "found = discovery.discover()\n"
         "discovery.discover = lambda: discovery.Installed(plugins=found.plugins * 3000)\n"
         "sys.argv[:] = ['qinfer', 'list-plugins']\n"
