@@ -17,7 +17,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from qinfer.core.hardware.device import import_paddle, place
+from qinfer.core.hardware.place import place
+from qinfer.core.hardware.start_paddle import import_paddle
 from qinfer.core.types import DeviceInfo, LinearSpec, ModelConfig
 
 HIDDEN, INNER, TOP_K = 2048, 1408, 4

@@ -81,7 +81,8 @@ def prepare(run: RunConfig, selected: Selected, folder: Path) -> Prepared:
     from qinfer.core.checkpoint.random_checkpoint import RandomCheckpoint
     from qinfer.core.config import generation_config, read_json, with_generation
     from qinfer.core.engine.sizing import choose_sizes
-    from qinfer.core.hardware.device import import_paddle, open_device
+    from qinfer.core.hardware.device import open_device
+    from qinfer.core.hardware.start_paddle import import_paddle
 
     raw = read_json(folder / "config.json")
     record = selected.model or detect_model(raw, selected.installed)
@@ -144,7 +145,7 @@ def read_model(prepared: Prepared, progress: Progress) -> LoadedModel:
     """Read the weights of a checkpoint and build its model."""
     from qinfer.core.checkpoint.ahead import THREADS
     from qinfer.core.checkpoint.loader import StreamedParts
-    from qinfer.core.hardware.device import place
+    from qinfer.core.hardware.place import place
 
     config, hooks, loading = prepared.config, prepared.hooks, prepared.loading
     begin = time.perf_counter()

@@ -43,7 +43,8 @@ def model_card(raw: Mapping[str, Any], plugin: str, schemes: Sequence[str]) -> M
 
     Raises as loading would: PluginNotFound, BadCheckpoint, BrokenPlugin.
     """
-    from qinfer.core.hardware.device import import_paddle, open_device
+    from qinfer.core.hardware.device import open_device
+    from qinfer.core.hardware.start_paddle import import_paddle
 
     import_paddle()
     device, installed = open_device("auto"), discover()

@@ -6,9 +6,9 @@ import zlib
 import numpy as np
 import pytest
 
-from qinfer.core.hardware.device import import_paddle
 from qinfer.core.hardware.machine import cuda_compiler
 from qinfer.core.hardware.nvidia import cards
+from qinfer.core.hardware.start_paddle import import_paddle
 
 # Before any test imports Paddle, as the session does; the tests in tests/gpu change the device.
 if cards() and cuda_compiler():

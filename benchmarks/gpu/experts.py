@@ -25,7 +25,7 @@ SHAPES = {"qwen3-30b-a3b": (128, 8, 2048, 768), "qwen1.5-moe-a2.7b": (60, 4, 204
 
 def weights(experts: int, out: int, width: int, dtype: str, rng: Any) -> Any:
     """The arranged weights of all experts, and their scales."""
-    from qinfer.core.hardware.device import place
+    from qinfer.core.hardware.place import place
     from qinfer.cuda_ops import ops
 
     codes = np.resize(rng.integers(-100, 100, 1 << 22).astype(np.int8), (experts * out, width))
@@ -50,7 +50,7 @@ def product(x: Any, pair: Any, chosen: Any, dtype: str, out: int) -> Any:
 
 
 def measure(card: Any, name: str, dtype: str, tokens: list[int]) -> None:
-    from qinfer.core.hardware.device import place
+    from qinfer.core.hardware.place import place
     from qinfer.cuda_ops.graphs import Graph
 
     count, top_k, hidden, inner = SHAPES[name]
@@ -87,7 +87,8 @@ def main() -> None:
     parser.add_argument("--formats", nargs="*", default=list(FORMATS))
     parser.add_argument("--tokens", nargs="*", type=int, default=[1, 8, 64, 256, 1024, 4096])
     options = parser.parse_args()
-    from qinfer.core.hardware.device import import_paddle, open_device
+    from qinfer.core.hardware.device import open_device
+    from qinfer.core.hardware.start_paddle import import_paddle
 
     import_paddle(device=open_device("gpu").label)
     from qinfer.cuda_ops.build_cuda import build_cuda, plan_cuda

@@ -21,7 +21,7 @@ FORMATS = {"bfloat16": 2.0, "int8": 1.0, "float8_e4m3fn": 1.0, "int4": 0.5 + 4 /
 
 
 def operands(shape: tuple[int, int], dtype: str, rng: Any) -> Any:
-    from qinfer.core.hardware.device import place
+    from qinfer.core.hardware.place import place
     from qinfer.cuda_ops import ops
 
     width, out = shape
@@ -54,7 +54,7 @@ def copy_of(part: Any) -> Any:
 
 def attention(card: Any, rng: Any) -> None:
     """Decoding: batch x length of each family's heads, against reading the keys and values."""
-    from qinfer.core.hardware.device import place
+    from qinfer.core.hardware.place import place
     from qinfer.core.types import LayerCache
     from qinfer.cuda_ops import ops
     from qinfer.cuda_ops.graphs import Graph
@@ -108,10 +108,11 @@ def main() -> None:
     parser.add_argument("--rows", nargs="*", type=int, default=[1, 8])
     parser.add_argument("--formats", nargs="*", default=list(FORMATS))
     options = parser.parse_args()
-    from qinfer.core.hardware.device import import_paddle, open_device
+    from qinfer.core.hardware.device import open_device
+    from qinfer.core.hardware.start_paddle import import_paddle
 
     import_paddle(device=open_device("gpu").label)
-    from qinfer.core.hardware.device import place
+    from qinfer.core.hardware.place import place
     from qinfer.cuda_ops.build_cuda import build_cuda, plan_cuda
     from qinfer.cuda_ops.cuda import use_cuda
     from qinfer.cuda_ops.graphs import Card, Graph

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import paddle
 
-from qinfer.core.hardware.device import place
+from qinfer.core.hardware.place import place
 from qinfer.core.types import DeviceInfo, LinearSpec, ModelConfig, Scheme
 from qinfer.plugins.models.qwen2 import Qwen2
 from qinfer.plugins.quant.fp8 import Fp8

@@ -22,7 +22,8 @@ class Opened(NamedTuple):
 @cache
 def _card() -> tuple[Any, str]:
     """The first card with its operators, opened once in a process."""
-    from qinfer.core.hardware.device import import_paddle, open_device
+    from qinfer.core.hardware.device import open_device
+    from qinfer.core.hardware.start_paddle import import_paddle
 
     device = open_device("gpu")
     import_paddle(device=device.label)

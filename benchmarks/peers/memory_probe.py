@@ -33,7 +33,7 @@ def main() -> None:
     emit = reserve_stdout()
     from qinfer.core.export.make import export_model
     from qinfer.core.export.manifest import read_manifest
-    from qinfer.core.hardware.device import import_paddle
+    from qinfer.core.hardware.start_paddle import import_paddle
     from qinfer.core.progress import NoProgress
     from qinfer.core.session import load_model, select
     from qinfer.core.types import RunConfig

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from qinfer.core.errors import BadCheckpoint
-from qinfer.core.hardware.huge_pages import ask_for_huge_pages
+from qinfer.core.hardware.memory import ask_for_huge_pages
 
 DTYPES: Mapping[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),

@@ -53,7 +53,7 @@ def plan_gpu_operators(arch: tuple[str, ...] = ()) -> OperatorBuild:
     Does not import Paddle, which must learn of its device plugin first; raises Unsupported where
     they cannot be built.
     """
-    from qinfer.core.hardware.device import gpu_builder
+    from qinfer.core.hardware.start_paddle import gpu_builder
     from qinfer.core.progress import TerminalProgress
 
     plan: OperatorBuild = gpu_builder().plan_operators(arch, TerminalProgress().note)
@@ -62,7 +62,7 @@ def plan_gpu_operators(arch: tuple[str, ...] = ()) -> OperatorBuild:
 
 def plan_operators(backend: str) -> OperatorBuild:
     """Ask a backend for its operators. Imports Paddle; raises Unsupported if it has none."""
-    from qinfer.core.hardware.device import import_paddle
+    from qinfer.core.hardware.start_paddle import import_paddle
     from qinfer.core.registry.selection import open_session, resolve
 
     record = resolve("backend", backend)

@@ -30,7 +30,7 @@ answer = os.dup(1); os.dup2(2, 1)
 """
 
 _PADDLE = """
-from qinfer.core.hardware.device import import_paddle
+from qinfer.core.hardware.start_paddle import import_paddle
 paddle = import_paddle()
 found = ["cpu"]
 if paddle.is_compiled_with_cuda(): found.append(f"gpu ({paddle.device.cuda.device_count()} here)")

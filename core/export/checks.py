@@ -12,8 +12,8 @@ from pathlib import Path
 
 from qinfer.core.errors import BadCheckpoint
 from qinfer.core.export.manifest import AGAIN, FileFacts
-from qinfer.core.hardware.huge_pages import ask_for_huge_pages
 from qinfer.core.hardware.machine import usable_cores
+from qinfer.core.hardware.memory import ask_for_huge_pages
 
 Pieces = Sequence[Future[bytes]]
 """The sums of a file's pieces, in their order."""

@@ -11,7 +11,8 @@ from qinfer.core.engine.sizing import choose_sizes
 from qinfer.core.errors import Unsupported, UsageError
 from qinfer.core.export.checks import checking
 from qinfer.core.export.manifest import Maker, Manifest, read_manifest
-from qinfer.core.hardware.device import import_paddle, open_device
+from qinfer.core.hardware.device import open_device
+from qinfer.core.hardware.start_paddle import import_paddle
 from qinfer.core.loading import AUTO, KV_CACHE_DTYPES, LoadedModel
 from qinfer.core.registry.discovery import PluginRecord, normalise
 from qinfer.core.registry.selection import open_session, resolve

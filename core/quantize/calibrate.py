@@ -18,7 +18,7 @@ from qinfer.core.arrays import round_to
 from qinfer.core.checkpoint.assemble import assemble
 from qinfer.core.checkpoint.layout import Pick
 from qinfer.core.checkpoint.loader import StreamedParts
-from qinfer.core.hardware.device import place
+from qinfer.core.hardware.place import place
 from qinfer.core.protocols import ExpertLayer, Layer
 from qinfer.core.quantize.experts import Routed, quantise_experts
 from qinfer.core.quantize.linear import Recipe, quantise_linear

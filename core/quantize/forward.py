@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from qinfer.core.hardware.device import import_paddle, place
+from qinfer.core.hardware.place import place
+from qinfer.core.hardware.start_paddle import import_paddle
 from qinfer.core.protocols import Model
 from qinfer.core.types import Array, LayerCache, ModelConfig, StepInput
 

@@ -90,7 +90,7 @@ def _ending(code: int) -> str:
 
 def examine(kind: str, dist: str, name: str) -> CheckResult:
     """Load the plugin here and compare its info with its metadata."""
-    from qinfer.core.hardware.device import prepare_paddle
+    from qinfer.core.hardware.start_paddle import prepare_paddle
     from qinfer.core.registry.selection import load_plugin, resolve
 
     with contextlib.suppress(Unsupported):  # a plugin that imports Paddle will say it better

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import paddle
 
-from qinfer.core.hardware.device import keep_freed_memory, place
 from qinfer.core.hardware.machine import usable_cores
+from qinfer.core.hardware.memory import keep_freed_memory
+from qinfer.core.hardware.place import place
 from qinfer.core.progress import TerminalProgress
 from qinfer.core.protocols import Model
 from qinfer.core.specs import BackendPlugin, hookimpl

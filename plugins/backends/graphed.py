@@ -11,7 +11,7 @@ import paddle
 from numpy.typing import NDArray
 from paddle import Tensor
 
-from qinfer.core.hardware.device import place
+from qinfer.core.hardware.place import place
 from qinfer.core.protocols import Model
 from qinfer.core.types import (
     Array,

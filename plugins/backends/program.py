@@ -16,8 +16,9 @@ from qinfer.core.arrays import numpy_dtype
 from qinfer.core.checkpoint.safetensors_file import map_file
 from qinfer.core.checkpoint.write import ALIGNED, Pending, write_tensors
 from qinfer.core.errors import BadCheckpoint, QinferError, Unsupported
-from qinfer.core.hardware.device import GPU_TYPE, place
 from qinfer.core.hardware.machine import usable_cores
+from qinfer.core.hardware.place import place
+from qinfer.core.hardware.start_paddle import GPU_TYPE
 from qinfer.core.protocols import Model
 from qinfer.core.types import CacheSpec, LayerCache, RunConfig, StepInput
 from qinfer.cuda_ops.trace import cache_name, cache_tensors, static_mode, trace

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from paddle import Tensor
 
-from qinfer.core.hardware.device import place
+from qinfer.core.hardware.place import place
 from qinfer.core.types import StepInput
 from qinfer.cuda_ops.record import Recorder, Recording
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from qinfer.core.hardware.device import place
+from qinfer.core.hardware.place import place
 from qinfer.core.protocols import ExpertLayer, Layer
 from qinfer.core.specs import QuantPlugin, hookimpl
 from qinfer.core.types import Array, DeviceInfo, LinearSpec, ModelConfig, QuantPlan, Scheme

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from qinfer.core.errors import Unsupported
-from qinfer.core.hardware.device import place
+from qinfer.core.hardware.place import place
 from qinfer.core.protocols import ExpertLayer, Layer
 from qinfer.core.types import Array, LinearSpec, Scheme
 from qinfer.cuda_ops import ops

@@ -5,7 +5,7 @@ import paddle
 import pytest
 
 from qinfer.core.errors import Unsupported
-from qinfer.core.hardware.device import place
+from qinfer.core.hardware.place import place
 from qinfer.core.types import LayerCache, StepInput
 from qinfer.cuda_ops import ops, table
 from qinfer.cuda_ops.build import build, plan_build

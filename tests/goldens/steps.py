@@ -22,7 +22,7 @@ class Stepper:
         self, model: Any, config: Any, sequences: int, longest: int, prompt_tokens: int = 0
     ) -> None:
         """``prompt_tokens``: of each sequence; some models rotate long prompts differently."""
-        from qinfer.core.hardware.device import place
+        from qinfer.core.hardware.place import place
         from qinfer.core.rotary import first_row
         from qinfer.core.types import LayerCache
 

@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import paddle
 
-from qinfer.core.hardware.device import place
+from qinfer.core.hardware.place import place
 
 DTYPES = ["bfloat16", "float16"]
 ROUNDING = {"bfloat16": 4e-3, "float16": 6e-4}

@@ -4,7 +4,7 @@ import pytest
 
 from goldens import tiny
 from qinfer.core.errors import Unsupported, UsageError
-from qinfer.core.hardware import device
+from qinfer.core.hardware import device, start_paddle
 from qinfer.core.hardware.card_limits import check_sizes, choose_dtypes
 from qinfer.core.hardware.nvidia import Card, visible, wake
 from qinfer.plugins.models.qwen2 import Qwen2
@@ -102,6 +102,6 @@ def test_sizes_that_a_card_does_not_compute(name, said):
 
 
 def test_a_gpu_is_refused_once_paddle_has_been_imported(monkeypatch):
-    monkeypatch.delenv(device.GPU_PLUGIN, raising=False)
+    monkeypatch.delenv(start_paddle.GPU_PLUGIN, raising=False)
     with pytest.raises(Unsupported, match="Paddle was imported before"):
-        device.prepare_paddle("gpu:0")
+        start_paddle.prepare_paddle("gpu:0")

@@ -7,7 +7,8 @@ import pytest
 
 from ops import reference64
 from ops.test_attention import paged
-from qinfer.core.hardware.device import import_paddle, place
+from qinfer.core.hardware.place import place
+from qinfer.core.hardware.start_paddle import import_paddle
 from qinfer.cuda_ops import ops
 
 IN, OUT, HEADS, DIM = 64, 48, 4, 16

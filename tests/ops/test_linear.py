@@ -5,7 +5,7 @@ import numpy as np
 import paddle
 import pytest
 
-from qinfer.core.hardware.device import place
+from qinfer.core.hardware.place import place
 from qinfer.cuda_ops import ops
 from qinfer.cuda_ops.linear import E4M3_UNIT, decode_e4m3
 

@@ -5,7 +5,8 @@ import numpy as np
 import paddle
 import pytest
 
-from qinfer.core.hardware.device import import_paddle, place
+from qinfer.core.hardware.place import place
+from qinfer.core.hardware.start_paddle import import_paddle
 from qinfer.cuda_ops import ops
 from qinfer.cuda_ops.build import build, plan_build
 from qinfer.cuda_ops.record import Recorder, Recording

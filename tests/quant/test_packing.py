@@ -7,7 +7,7 @@ import pytest
 
 from qinfer.core.arrays import ROWS
 from qinfer.core.errors import BadCheckpoint
-from qinfer.core.hardware.device import place
+from qinfer.core.hardware.place import place
 from qinfer.core.types import LinearSpec, Scheme
 from qinfer.cuda_ops import ops
 from qinfer.plugins.quant.fp8 import pack_e4m3, round_to_e4m3

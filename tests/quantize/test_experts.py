@@ -12,7 +12,7 @@ import pytest
 from goldens import tiny
 from goldens.steps import step_logits
 from qinfer.core.checkpoint.join import join
-from qinfer.core.hardware.device import place
+from qinfer.core.hardware.place import place
 from qinfer.core.progress import NoProgress
 from qinfer.core.quantize.experts import FEWEST, Routed, quantise_experts
 from qinfer.core.quantize.linear import Recipe, quantise_linear

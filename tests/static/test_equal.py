@@ -14,7 +14,7 @@ from goldens.steps import Stepper, step_logits
 from qinfer import LLM, SamplingParams
 from qinfer.core.errors import Unsupported
 from qinfer.core.export.codec import from_json, to_json
-from qinfer.core.hardware.device import import_paddle
+from qinfer.core.hardware.start_paddle import import_paddle
 from qinfer.core.loading import cache_layout
 from qinfer.core.progress import NoProgress
 from qinfer.core.session import load_model, select
