@@ -101,7 +101,7 @@ def choose_model(options: argparse.Namespace) -> None:
 
 def demo() -> Path:
     """The demo checkpoint's folder, converted if it isn't there yet."""
-    from qinfer.core.checkpoint.demo import demo_folder
+    from qinfer.core.demo.folder import demo_folder
 
     return Path(demo_folder())
 

@@ -31,7 +31,7 @@ from benchmarks.machine import commit, describe
 from benchmarks.prompts import make_prompts
 from benchmarks.startup import QUESTION, Command
 from qinfer import LLM, SamplingParams
-from qinfer.core.checkpoint.demo import demo_folder
+from qinfer.core.demo.folder import demo_folder
 from qinfer.core.export.make import export_model
 from qinfer.core.progress import NoProgress
 from qinfer.core.types import RunConfig, StepInput

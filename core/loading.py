@@ -79,10 +79,11 @@ def prepare(run: RunConfig, selected: Selected, folder: Path) -> Prepared:
     from qinfer.core.checkpoint.layout import plan_loading
     from qinfer.core.checkpoint.quantised import check_agreement, open_stored
     from qinfer.core.checkpoint.random_checkpoint import RandomCheckpoint
-    from qinfer.core.config import generation_config, read_json, with_generation
+    from qinfer.core.config import generation_config, with_generation
     from qinfer.core.engine.sizing import choose_sizes
     from qinfer.core.hardware.device import open_device
     from qinfer.core.hardware.start_paddle import import_paddle
+    from qinfer.core.json_file import read_json
 
     raw = read_json(folder / "config.json")
     record = selected.model or detect_model(raw, selected.installed)

@@ -109,8 +109,8 @@ class Opened:
 
 def open_engine(run: RunConfig, selected: Selected, progress: Progress) -> Opened:
     """Find the model ``run`` names, load it and start an engine over it."""
-    from qinfer.core.checkpoint.demo import DEMO_LABEL
     from qinfer.core.checkpoint.source import resolve_model
+    from qinfer.core.demo.folder import DEMO_LABEL
     from qinfer.core.engine.engine import Engine, Limits
     from qinfer.core.engine.sizing import check_run, size_cache
     from qinfer.core.hardware.device import open_device

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from qinfer.core.checkpoint.json_file import read_json
 from qinfer.core.errors import BadCheckpoint
+from qinfer.core.json_file import read_json
 
 if sys.platform != "win32":
     import fcntl

@@ -77,7 +77,7 @@ def test_names_of_mixtures_say_how_much_a_token_uses():
 def test_a_card_counts_what_loading_counts(name, quant, tmp_path):
     from goldens import tiny
     from qinfer import LLM
-    from qinfer.core.config import read_json
+    from qinfer.core.json_file import read_json
 
     folder = tiny.write_checkpoint(tmp_path / "model", tiny.CASES[name], dtype="bfloat16")
     card = model_card(read_json(folder / "config.json"), "", [quant])

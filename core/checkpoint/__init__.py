@@ -1,1 +1,1 @@
-"""From files to checked arrays: safetensors, names, layouts, hub and demo."""
+"""From files and hubs to checked arrays: formats, names, layouts, streaming."""

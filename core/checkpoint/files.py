@@ -8,9 +8,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from qinfer.core.checkpoint.json_file import read_json
 from qinfer.core.checkpoint.safetensors_file import TensorEntry, map_tensor, read_entries, shown
 from qinfer.core.errors import BadCheckpoint
+from qinfer.core.json_file import read_json
 from qinfer.core.stored import StoredLinear
 
 SINGLE = "model.safetensors"

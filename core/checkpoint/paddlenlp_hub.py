@@ -12,8 +12,8 @@ from importlib import import_module
 from itertools import count
 from pathlib import Path
 
-from qinfer.core.checkpoint.json_file import read_json
 from qinfer.core.errors import BadCheckpoint, QinferError, Unsupported
+from qinfer.core.json_file import read_json
 
 PREFIX = "paddlenlp:"
 INDEX, WEIGHTS, PICKLE = "model.safetensors.index.json", "model.safetensors", "model_state.pdparams"

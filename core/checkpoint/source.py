@@ -48,7 +48,7 @@ def resolve_model(reference: str | None, *, progress: Progress | None = None) ->
     Raises BadCheckpoint saying why there is no such folder and what to do.
     """
     if reference is None:
-        from qinfer.core.checkpoint.demo import demo_folder
+        from qinfer.core.demo.folder import demo_folder
 
         return demo_folder(progress=progress)
     if reference.startswith(PREFIX):

@@ -117,7 +117,7 @@ def _cache() -> Iterator[Finding]:
 
 def _demo() -> Iterator[Finding]:
     try:
-        from qinfer.core.checkpoint.demo import demo_status
+        from qinfer.core.demo.folder import demo_status
     except ImportError:
         return
     try:

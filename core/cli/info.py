@@ -30,8 +30,8 @@ def command(model: str, plugin: str | None, schemes: tuple[str, ...], as_json: b
     manifest is shown.
     """
     from qinfer.core.checkpoint.source import resolve_config
-    from qinfer.core.config import read_json
     from qinfer.core.export.manifest import is_export
+    from qinfer.core.json_file import read_json
     from qinfer.core.model_card import model_card
     from qinfer.core.registry.discovery import discover
 

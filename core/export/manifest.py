@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qinfer.core.checkpoint.json_file import read_json
 from qinfer.core.errors import BadCheckpoint, Unsupported
 from qinfer.core.export.codec import from_json, to_json
+from qinfer.core.json_file import read_json
 from qinfer.core.types import CacheSpec, ExportNeeds, LinearSpec, LoadStats, ModelConfig, QuantPlan
 
 NAME = "qinfer.json"

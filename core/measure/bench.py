@@ -99,8 +99,8 @@ def _model(settings: BenchSettings, folder: Path) -> str | None:
     """What LLM is to open; for random weights ``folder``, with a config.json and a tokenizer."""
     if not settings.config:
         return settings.model or None
-    from qinfer.core.checkpoint.json_file import read_json
     from qinfer.core.checkpoint.random_checkpoint import write_folder
+    from qinfer.core.json_file import read_json
     from qinfer.core.published import find
 
     path = Path(settings.config)

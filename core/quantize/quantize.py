@@ -13,12 +13,13 @@ from typing import Any
 from qinfer.core.checkpoint.files import Checkpoint
 from qinfer.core.checkpoint.layout import LoadPlan, plan_loading
 from qinfer.core.checkpoint.source import resolve_model
-from qinfer.core.config import generation_config, read_json, with_generation
+from qinfer.core.config import generation_config, with_generation
 from qinfer.core.errors import BadInput, QinferError, UsageError
 from qinfer.core.hardware.device import open_device
 from qinfer.core.hardware.memory import keep_freed_memory
 from qinfer.core.hardware.place import place
 from qinfer.core.hardware.start_paddle import import_paddle
+from qinfer.core.json_file import read_json
 from qinfer.core.quantize.calibrate import CalibratingParts, Plan, scheme_of
 from qinfer.core.quantize.forward import Pass, run_calibration
 from qinfer.core.quantize.kv_cache import cache_scales

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qinfer.core.checkpoint.json_file import read_json
 from qinfer.core.checkpoint.stored_arrays import AGAIN, check_floats
 from qinfer.core.errors import BadCheckpoint, Unsupported
+from qinfer.core.json_file import read_json
 from qinfer.core.types import ModelConfig
 from qinfer.plugins.quant.kv_scales import named, stack
 

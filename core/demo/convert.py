@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qinfer.core.checkpoint.demo_tokenizer import write_tokenizer
 from qinfer.core.checkpoint.write import Pending, write_tensors
+from qinfer.core.demo.tokenizer import write_tokenizer
 from qinfer.core.errors import BadCheckpoint
 
 _LINEARS = {

@@ -1,28 +1,16 @@
-"""config.json and generation_config.json: checks and translation that model families share."""
+"""config.json: checks and translation that model families share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from qinfer.core.checkpoint.config_check import LIMITS, ConfigChecker, show
-from qinfer.core.checkpoint.config_keys import refuse_other, refuse_unknown
-from qinfer.core.checkpoint.config_layers import read_windows, with_experts
-from qinfer.core.checkpoint.config_rotary import read_rotary
-from qinfer.core.checkpoint.json_file import read_json
+from qinfer.core.config.check import LIMITS, ConfigChecker, show
+from qinfer.core.config.keys import refuse_other, refuse_unknown
+from qinfer.core.config.layers import read_windows
+from qinfer.core.config.rotary import read_rotary
 from qinfer.core.errors import BadCheckpoint
 from qinfer.core.types import ModelConfig, RotaryScaling
-
-__all__ = [
-    "ConfigChecker",
-    "decoder_config",
-    "generation_config",
-    "read_json",
-    "with_experts",
-    "with_generation",
-]
 
 SIZES = (
     "hidden_size",
@@ -117,25 +105,3 @@ def _context(positions: int, scaling: RotaryScaling | None) -> int:
         return positions
     stretched = int(scaling.original * scaling.factor)
     return max(positions, min(stretched, LIMITS["max_position_embeddings"]))
-
-
-def generation_config(folder: Path) -> dict[str, Any]:
-    """The parsed generation_config.json of a checkpoint, {} where it has none."""
-    path = folder / "generation_config.json"
-    return read_json(path) if path.exists() else {}
-
-
-def with_generation(config: ModelConfig, generation: Mapping[str, Any]) -> ModelConfig:
-    """``config`` with the ``eos_token_id`` (int or list) of generation_config.json added.
-
-    Raises BadCheckpoint if that is no token id.
-    """
-    check = ConfigChecker(generation, {})
-    ids = check.tokens("eos_token_id", generation.get("eos_token_id"), config.vocab_size)
-    if check.problems:
-        raise BadCheckpoint(
-            f"generation_config.json: {check.problems[0]}.",
-            remedy="Correct that key or remove the file.",
-        )
-    merged: Sequence[int] = (*config.eos_token_ids, *ids)
-    return replace(config, eos_token_ids=tuple(dict.fromkeys(merged)))

@@ -27,8 +27,8 @@ def demo_folder(*, progress: Progress | None = None, verify: bool = False) -> Pa
         return folder
 
     def fill(new: Path) -> None:
-        from qinfer.core.checkpoint.demo_convert import convert
-        from qinfer.core.checkpoint.demo_fetch import demo_gguf
+        from qinfer.core.demo.convert import convert
+        from qinfer.core.demo.fetch import demo_gguf
 
         if progress and folder.exists():
             progress(f"The demo checkpoint in {folder} is damaged: converting it again")

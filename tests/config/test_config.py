@@ -7,14 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qinfer.core.config import (
-    decoder_config,
-    generation_config,
-    read_json,
-    with_experts,
-    with_generation,
-)
+from qinfer.core.config import decoder_config, generation_config, with_experts, with_generation
 from qinfer.core.errors import BadCheckpoint
+from qinfer.core.json_file import read_json
 from qinfer.core.rotary import rotary_table
 from qinfer.core.types import ModelConfig
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from qinfer.core.checkpoint.config_check import ConfigChecker, show
+from qinfer.core.config.check import ConfigChecker, show
 
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     # Keys that change the mathematics, and the values with which they don't.

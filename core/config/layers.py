@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from qinfer.core.checkpoint.config_check import ConfigChecker, show
+from qinfer.core.config.check import ConfigChecker, show
 from qinfer.core.types import ExpertConfig, ModelConfig
 
 FULL, SLIDING = "full_attention", "sliding_attention"

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from qinfer.core.checkpoint import demo, demo_fetch
+from qinfer.core.demo import fetch as demo_fetch
+from qinfer.core.demo import folder as demo
 from qinfer.core.errors import BadCheckpoint
 
 

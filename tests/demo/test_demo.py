@@ -12,15 +12,18 @@ import numpy as np
 import pytest
 
 from qinfer.core import store
-from qinfer.core.checkpoint import demo, demo_convert, demo_fetch
-from qinfer.core.checkpoint.demo_convert import Gguf, half_rotated
 from qinfer.core.checkpoint.files import Checkpoint
 from qinfer.core.child import python_command
-from qinfer.core.config import decoder_config, generation_config, read_json
+from qinfer.core.config import decoder_config, generation_config
+from qinfer.core.demo import convert as demo_convert
+from qinfer.core.demo import fetch as demo_fetch
+from qinfer.core.demo import folder as demo
+from qinfer.core.demo.convert import Gguf, half_rotated
 from qinfer.core.errors import BadCheckpoint
+from qinfer.core.json_file import read_json
 
 needs_weights = pytest.mark.usefixtures("weights")
-RUN = "from qinfer.core.checkpoint.demo import demo_folder; print(demo_folder(progress=print))"
+RUN = "from qinfer.core.demo.folder import demo_folder; print(demo_folder(progress=print))"
 
 
 @pytest.fixture

