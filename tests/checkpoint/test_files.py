@@ -66,7 +66,7 @@ def test_dropping_a_tensor_unmaps_it(tmp_path):
 
     def maps():
         with open("/proc/self/maps") as file:
-            return sum("model.safetensors" in line for line in file)
+            return sum(str(tmp_path) in line for line in file)
 
     array = Checkpoint(tmp_path).read("a")
     assert array.sum() == 2**22
