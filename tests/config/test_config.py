@@ -1,53 +1,11 @@
-import json
-import os
-from contextlib import suppress
+"""A dense decoder's config.json: what is read, and what is refused."""
 
-import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from qinfer.core.config import decoder_config, generation_config, with_experts, with_generation
+from config.tools import DEFAULTS, GOOD, NEW, OLD, read
+from qinfer.core.config import decoder_config
 from qinfer.core.errors import BadCheckpoint
-from qinfer.core.json_file import read_json
-from qinfer.core.rotary import rotary_table
 from qinfer.core.types import ModelConfig
-
-DEFAULTS = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0}
-GOOD = {
-    "model_type": "qwen2",
-    "hidden_size": 896,
-    "intermediate_size": 4864,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 14,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 32768,
-    "rms_norm_eps": 1e-6,
-    "vocab_size": 151936,
-    "tie_word_embeddings": True,
-    "hidden_act": "silu",
-    "eos_token_id": 151645,
-}
-OLD = {
-    "rope_theta": 1e6,
-    "rope_scaling": None,
-    "torch_dtype": "bfloat16",
-    "use_sliding_window": False,
-    "sliding_window": 32768,
-    "max_window_layers": 21,
-}
-NEW = {
-    "rope_parameters": {"rope_theta": 1e6, "rope_type": "default"},
-    "dtype": "bfloat16",
-    "layer_types": ["full_attention"] * 24,
-    "use_sliding_window": False,
-    "sliding_window": None,
-}
-
-
-def read(**changes):
-    raw = {**GOOD, **OLD, **changes}
-    return decoder_config({k: v for k, v in raw.items() if v != "absent"}, defaults=DEFAULTS)
 
 
 def complaint(**changes):
@@ -197,167 +155,11 @@ def test_biases_and_windows():
     assert read(**window).windows == (9, 0) * 12
 
 
-PAPER = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192}
-
-
-@pytest.mark.parametrize(
-    ("scaling", "context", "expected"),
-    [
-        ({"type": "linear", "factor": 2}, 65536, {"kind": "linear", "factor": 2}),
-        ({"rope_type": "dynamic", "factor": 3.0}, 98304, {"kind": "dynamic", "factor": 3}),
-        (PAPER, 32768, {"kind": "yarn", "original": 8192, "attention_factor": 1.1386294}),
-        (PAPER | {"attention_factor": 1.5}, 32768, {"attention_factor": 1.5, "beta_fast": 32}),
-        (PAPER | {"mscale": 1.0, "mscale_all_dim": 1.0}, 32768, {"attention_factor": 1}),
-        (PAPER | {"factor": None}, 32768, {"factor": 4}),
-        (PAPER | {"factor": 8.0, "truncate": False}, 65536, {"factor": 8, "truncate": False}),
-    ],
-)
-@pytest.mark.parametrize("style", [4, 5])
-def test_rotary_scaling(scaling, context, expected, style):
-    if style == 4:
-        config = read(rope_scaling=scaling)
-    else:
-        config = decoder_config(
-            {**GOOD, **NEW, "rope_parameters": {"rope_theta": 1e6, **scaling}}, defaults=DEFAULTS
-        )
-    assert config.max_position_embeddings == context
-    found = vars(config.rotary_scaling)
-    assert {name: found[name] for name in expected} == pytest.approx(expected)
-
-
 def test_keys_that_change_nothing_are_ignored():
     read(attention_dropout=0.1, router_aux_loss_coef=0.001, rope_scaling_factor=1.0, unsloth="x")
     read(_attn_implementation="eager", residual_multiplier=0, use_fused_rope=True, use_qk_norm="")
 
 
-EXPERTS = {
-    "num_experts": 8,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 96,
-    "decoder_sparse_step": 1,
-    "norm_topk_prob": True,
-}
-
-
-def read_experts(**changes):
-    raw = {**GOOD, **OLD, **EXPERTS, **changes}
-    return decoder_config(raw, defaults=DEFAULTS, extend=with_experts).experts
-
-
-def test_experts():
-    found = read_experts()
-    assert (found.count, found.top_k, found.intermediate_size) == (8, 2, 96)
-    assert found.normalise is True
-    assert found.layers == frozenset(range(24))
-    assert read_experts(num_experts=None, num_local_experts=8) == found
-    assert read_experts(mlp_only_layers=[0, 5]).layers == frozenset(range(24)) - {0, 5}
-    assert sorted(read_experts(decoder_sparse_step=5).layers) == [4, 9, 14, 19]
-    assert read_experts(decoder_sparse_step=25) is None
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"num_experts_per_tok": 9}, "9 is more than the 8 experts"),
-        ({"num_experts": None}, "num_experts: missing"),
-        ({"mlp_only_layers": [24]}, "mlp_only_layers: must list layers below 24"),
-        ({"mlp_only_layers": 3}, "mlp_only_layers: must list"),
-        ({"decoder_sparse_step": 0}, "decoder_sparse_step: must be a whole number from 1"),
-        ({"norm_topk_prob": 1}, "norm_topk_prob: must be true or false"),
-        ({"shared_expert_intermediate_size": 64}, "not understood"),
-    ],
-)
-def test_expert_refusals(changes, words):
-    with pytest.raises(BadCheckpoint) as caught:
-        read_experts(**changes)
-    assert words in caught.value.message
-
-
 def test_all_problems_at_once():
     message = complaint(hidden_size=0, vocab_size="absent", hidden_act="relu", rope_theta=-1)
     assert len(message.splitlines()) == 5
-
-
-JUNK = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner),
-    max_leaves=8,
-)
-KEYS = sorted({*GOOD, *OLD, *NEW, *EXPERTS, "head_dim", "quantization_config", "attention_bias"})
-SCALING = st.dictionaries(
-    st.sampled_from([*PAPER, "type", "mscale", "mscale_all_dim", "beta_slow", "attention_factor"]),
-    JUNK | st.sampled_from(["yarn", "linear", "dynamic", 4.0, 1.0, 8192]),
-)
-
-
-@settings(deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.dictionaries(st.sampled_from(KEYS), JUNK, max_size=6))
-def test_junk_is_refused_in_one_way(changes):
-    with suppress(BadCheckpoint):
-        decoder_config({**GOOD, **OLD, **changes}, defaults=DEFAULTS)
-    with suppress(BadCheckpoint):
-        decoder_config({**GOOD, **OLD, **EXPERTS, **changes}, defaults={}, extend=with_experts)
-
-
-@settings(deadline=None, suppress_health_check=list(HealthCheck))
-@given(SCALING)
-def test_junk_scalings_are_refused_or_make_finite_tables(scaling):
-    with suppress(BadCheckpoint):
-        found = read(rope_scaling=scaling)
-        table = rotary_table(9, found.head_dim, found.rope_theta, found.rotary_scaling)
-        assert np.isfinite(table).all()
-
-
-@settings(deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.binary(max_size=60) | JUNK.map(lambda value: json.dumps(value).encode()))
-def test_junk_files(tmp_path_factory, junk):
-    path = tmp_path_factory.getbasetemp() / "junk.json"
-    path.write_bytes(junk)
-    with suppress(BadCheckpoint):
-        assert isinstance(read_json(path), dict)
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b'{\n"a": 1,\n"b" 2}', "line 3"),  # not a comma at the end: 3.13 reports its own line
-        (b"", "line 1"),
-        (b"[1]", "holds a list"),
-        (b'{"a":\n"\xff"}', "line 2: not UTF-8"),
-        (b'{"a":' * 100_000, "nested too deeply"),
-        (b'{"a":' + b"9" * 9999 + b"}", "not valid JSON"),
-        (b'{"a": "' + b"x" * 200 + b'"}', "larger than 150 bytes"),
-    ],
-)
-def test_files_that_are_no_json(tmp_path, content, words):
-    path = tmp_path / "config.json"
-    path.write_bytes(content)
-    with pytest.raises(BadCheckpoint, match=words) as caught:
-        read_json(path, 150 if b"xxx" in content else 2**24)
-    assert str(path) in caught.value.message
-    assert caught.value.remedy
-
-
-def test_a_byte_order_mark_is_no_fault(tmp_path):
-    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
-    assert read_json(tmp_path / "a.json") == {"a": 1}
-
-
-def test_missing_and_special_files(tmp_path):
-    with pytest.raises(BadCheckpoint, match=r"there is no config\.json in"):
-        read_json(tmp_path / "config.json")
-    os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path / "pipe", tmp_path):
-        with pytest.raises(BadCheckpoint, match="not an ordinary file"):
-            read_json(path)
-
-
-def test_generation_config(tmp_path):
-    assert generation_config(tmp_path) == {}
-    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [151645, 151643]}')
-    generation = generation_config(tmp_path)
-    assert with_generation(read(), generation).eos_token_ids == (151645, 151643)
-    assert with_generation(read(), {"eos_token_id": 7}).eos_token_ids == (151645, 7)
-    assert with_generation(read(), {}).eos_token_ids == (151645,)
-    with pytest.raises(BadCheckpoint, match=r"generation_config\.json: eos_token_id"):
-        with_generation(read(), {"eos_token_id": "stop"})
