@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from goldens.case import Case
 from goldens.tokenizer import write_tokenizer
-
-if TYPE_CHECKING:
-    from goldens.tiny import Case
+from goldens.weights import weights
 
 LINEAR_SUFFIXES = (
     *("_proj.weight", "lm_head.weight", "mlp.gate.weight", "_expert_gate.weight"),
@@ -41,8 +40,6 @@ def write_checkpoint(
     tensors: written instead of the case's own (HF names); one that already has a dtype other
     than float32 keeps it. config: keys laid over config.json; a value of None removes the key.
     """
-    from goldens.tiny import weights
-
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     held = dict(weights(case) if tensors is None else tensors)

@@ -1,6 +1,6 @@
 """Models whose layers have the shapes of published ones, a few of them, and a small vocabulary."""
 
-from goldens.tiny import Case
+from goldens.case import Case
 
 NEW_TOKENS = 64
 
