@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
-from qinfer.core.errors import BadCheckpoint, Unsupported, UsageError
+from qinfer.core.errors import BadCheckpoint, Unsupported
 from qinfer.core.hardware.machine import cuda_compiler, usable_cores
-from qinfer.core.hardware.nvidia import cards
 from qinfer.core.paths import cache_dir
 from qinfer.core.store import is_intact, make_once
 from qinfer.core.types import OperatorBuild
+from qinfer.cuda_ops import cuda_toolkit
 from qinfer.cuda_ops.build import (
     PADDLE_LIBRARIES,
     checked,
@@ -33,7 +30,6 @@ PLUGIN = HERE / "device"
 OPERATORS, DEVICE = "libqinfer_cuda.so", "libqinfer_nv.so"
 FLAGS = ("-std=c++17", "-O2", "-fPIC", "-Wno-psabi")
 CUDA_FLAGS = ("-std=c++17", "-O3", "-Xcompiler", "-fPIC")
-LEAST_CUDA = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,10 +77,10 @@ def plan_cuda(architectures: Sequence[str] = ()) -> CudaBuild:
             remedy="Install the CUDA toolkit 12 or newer and set CUDA_HOME to its folder.",
         )
     compiler, paddle = find_compiler("GPU"), paddle_folder()
-    wanted = _architectures(architectures)
-    said = _version(nvcc)
-    cuda = _toolkit(nvcc)
-    cublas = _cublas(cuda)
+    wanted = cuda_toolkit.architectures(architectures)
+    said = cuda_toolkit.version(nvcc)
+    cuda = cuda_toolkit.toolkit(nvcc)
+    cublas = cuda_toolkit.cublas(cuda)
     facts = {
         "the sources": sources_digest(),
         "Paddle": (paddle / "version" / "__init__.py").read_text(encoding="utf-8"),
@@ -140,62 +136,6 @@ def build_cuda(
     return plan.library
 
 
-def _architectures(given: Sequence[str]) -> tuple[str, ...]:
-    wrong = [name for name in given if not re.fullmatch(r"[1-9]\d{1,2}", name)]
-    if wrong:
-        raise UsageError(
-            f"unknown architecture {wrong[0]!r}",
-            remedy="Give the compute capability without its point, such as 90 for an H100.",
-        )
-    found = given or {f"{card.capability[0]}{card.capability[1]}" for card in cards()}
-    if not found:
-        raise Unsupported(
-            "no NVIDIA card is found here to build the GPU operators for",
-            remedy="Check the driver (nvidia-smi), or name a card with qinfer build-ops --arch.",
-        )
-    old = [name for name in found if int(name) < 80]
-    if old:
-        raise Unsupported(
-            f"the GPU operators need compute capability 8.0 or newer, not {old[0]}",
-            remedy="Use --device cpu, or leave that card out with CUDA_VISIBLE_DEVICES.",
-        )
-    return tuple(sorted(found))
-
-
-def _version(nvcc: str) -> str:
-    said = run_compiler([nvcc, "--version"]).stdout
-    found = re.search(r"release (\d+)", said)
-    if found is None or int(found[1]) < LEAST_CUDA:
-        raise Unsupported(
-            f"{nvcc} is not a CUDA compiler of version {LEAST_CUDA} or newer",
-            remedy="Install the CUDA toolkit 12 or newer and set CUDA_HOME to its folder.",
-        )
-    return said
-
-
-def _toolkit(nvcc: str) -> Path:
-    """The folder of headers and libraries, as nvcc itself finds it: it may be started by a link or
-    a script from elsewhere.
-    """
-    said = run_compiler([nvcc, "--dryrun", "-E", "-x", "cu", os.devnull])
-    found = re.search(r"^#\$ TOP=(.*)$", said.stderr + said.stdout, re.MULTILINE)
-    return Path(found[1].strip() if found else Path(nvcc).parents[1]).resolve()
-
-
-def _cublas(cuda: Path) -> tuple[Path, Path] | None:
-    """Headers of cuBLASLt and the library beside them: the toolkit's, or the pip package's."""
-    folders = [(cuda / "include", cuda / "lib64")]
-    spec = find_spec("nvidia")
-    for place in (spec.submodule_search_locations or []) if spec else []:
-        for root in sorted(Path(place).glob("c*")):  # cu13, cublas
-            folders.append((root / "include", root / "lib"))
-    for include, library in folders:
-        found = sorted(library.glob("libcublasLt.so*")) if library.is_dir() else []
-        if (include / "cublasLt.h").exists() and found:
-            return include, found[0]
-    return None
-
-
 def _includes(plan: CudaBuild) -> list[str]:
     folder = plan.paddle / "include"
     return [
@@ -214,9 +154,9 @@ def _runtime(plan: CudaBuild) -> list[str]:
 
 
 def _compile_plugin(plan: CudaBuild, folder: Path) -> None:
-    source, library = PLUGIN / "plugin.cc", folder / DEVICE
+    sources = [str(path) for path in sorted(PLUGIN.glob("*.cc"))]
     flags = [*FLAGS, "-fvisibility=hidden", *_includes(plan), "-shared"]
-    checked([plan.compiler, *flags, str(source), "-o", str(library), *_runtime(plan)])
+    checked([plan.compiler, *flags, *sources, "-o", str(folder / DEVICE), *_runtime(plan)])
 
 
 def _compile_operators(plan: CudaBuild, folder: Path) -> None:
