@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks.gpu.decode import greedy
 from benchmarks.prompts import make_prompts
 from qinfer import LLM, SamplingParams
-from qinfer.core.checkpoint.demo import demo_folder
+from qinfer.core.demo.folder import demo_folder
 from qinfer.core.types import StepInput
 
 GREEDY = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)

@@ -8,11 +8,11 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pytest
 
-from qinfer.core.checkpoint.demo import demo_folder
+from qinfer.core.demo.folder import demo_folder
 from qinfer.core.errors import BadCheckpoint
 from qinfer.core.export.make import export_model
 from qinfer.core.progress import NoProgress
-from qinfer.core.tokenizer import Tokenizer
+from qinfer.core.text.tokenizer import Tokenizer
 from qinfer.core.types import RunConfig
 from static.tools import logits, opened
 
