@@ -27,7 +27,7 @@ def command(model: str, plugin: str | None, schemes: tuple[str, ...], as_json: b
 
     Sizes are those of the parameters as a scheme holds them, and of the KV cache of one token and
     of a full context. Of a hub model only config.json is downloaded. Of an exported folder its
-    manifest is shown.
+    manifest is shown; a plugin or a scheme that it was not made with is an error.
     """
     from qinfer.core.checkpoint.source import resolve_config
     from qinfer.core.export.manifest import is_export
@@ -38,19 +38,25 @@ def command(model: str, plugin: str | None, schemes: tuple[str, ...], as_json: b
     installed = [record.reference for record in discover().of_kind("quant")]
     path = resolve_config(model)
     if is_export(path.parent):
-        click.echo(_export(path.parent, as_json))
+        click.echo(_export(path.parent, plugin or "", schemes, as_json))
         return
     card = model_card(read_json(path), plugin or "", schemes or _plain(installed))
     click.echo(json.dumps(_record(model, card), indent=2) if as_json else _render(model, card))
 
 
-def _export(folder: Path, as_json: bool) -> str:
+def _export(folder: Path, plugin: str, schemes: tuple[str, ...], as_json: bool) -> str:
     """An exported folder's manifest."""
     from qinfer.core.export.codec import to_json
     from qinfer.core.export.describe import describe
     from qinfer.core.export.manifest import read_manifest
+    from qinfer.core.export.open import refuse_contradictions
+    from qinfer.core.session import select
+    from qinfer.core.types import RunConfig
 
     manifest = read_manifest(folder)
+    for scheme in schemes or ("auto",):
+        run = RunConfig(plugin=plugin, quant=scheme, backend="auto")
+        refuse_contradictions(run, select(run), manifest, folder)
     if as_json:
         return json.dumps(to_json(manifest), indent=2)
     return "\n".join(f"{name:<14}{text}" for name, text in describe(manifest))

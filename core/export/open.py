@@ -35,7 +35,7 @@ def open_exported(
 
     begin = time.perf_counter()
     manifest = read_manifest(folder)
-    _refuse_contradictions(run, selected, manifest, folder)
+    refuse_contradictions(run, selected, manifest, folder)
     with checking(folder, manifest.files) as checksums:
         backend = resolve("backend", manifest.backend.reference, selected.installed)
         device = _open_device(run, manifest, folder)
@@ -91,7 +91,7 @@ def _as_exported(run: RunConfig, manifest: Manifest, folder: Path, device: str) 
     )
 
 
-def _refuse_contradictions(
+def refuse_contradictions(
     run: RunConfig, selected: Selected, manifest: Manifest, folder: Path
 ) -> None:
     """Raise UsageError naming everything the user said and the folder does not agree with."""
@@ -105,6 +105,7 @@ def _refuse_contradictions(
         f"--kv-cache-dtype {run.kv_cache_dtype}": bool(kv_dtype) and kv_dtype != cache.dtype,
         f"--device {run.device}": run.device.partition(":")[0] not in (AUTO, manifest.device),
         f"--max-model-len {run.max_model_len}": run.max_model_len > context,
+        "random_weights": run.random_weights,
     }
     wrong = [option for option, is_wrong in said.items() if is_wrong]
     if wrong:

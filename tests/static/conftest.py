@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,10 @@ from goldens import tiny
 from qinfer.core.export.make import export_model
 from qinfer.core.progress import NoProgress
 from qinfer.core.types import RunConfig
+
+WIDE = replace(tiny.CASES["gqa"], name="wide", hidden_size=128, intermediate_size=256, tied=True)
+CASES = {**tiny.CASES, "wide": WIDE}
+"""One more with whole groups of 128 inputs."""
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +25,7 @@ def checkpoint(tmp_path_factory):
     def folder(name: str) -> Path:
         if name not in written:
             path = tmp_path_factory.mktemp("checkpoint") / name
-            written[name] = tiny.write_checkpoint(path, tiny.CASES[name])
+            written[name] = tiny.write_checkpoint(path, CASES[name])
         return written[name]
 
     return folder

@@ -10,49 +10,33 @@ import numpy as np
 import pytest
 
 from goldens import tiny
-from goldens.steps import Stepper, step_logits
+from goldens.steps import step_logits
 from qinfer import LLM, SamplingParams
 from qinfer.core.errors import Unsupported
 from qinfer.core.export.codec import from_json, to_json
 from qinfer.core.hardware.start_paddle import import_paddle
 from qinfer.core.loading import cache_layout
-from qinfer.core.progress import NoProgress
-from qinfer.core.session import load_model, select
-from qinfer.core.types import CacheSpec, RunConfig
-from qinfer.plugins.backends.dynamic import DynamicRunner
+from qinfer.core.types import CacheSpec
 from qinfer.plugins.backends.program import StaticModel, save
+from static.conftest import CASES
+from static.tools import logits, opened
 
 FAMILIES = ["gqa", "qwen", "qwen3", "moe", "qwen3_moe", "window"]
 SCHEMES = ["none", "wint8", "wint4", "fp8", "a8w8", "a8w8c8"]
+VARIANTS = ["wint4-g128", "wint4-channel", "wint4-zp", "wint4-g128-zp", "wint4-channel-zp"]
+VARIANTS += ["wint8-h8", "wint4-h8"]
 FOREIGN = sorted((Path(__file__).parents[1] / "goldens" / "foreign").iterdir())
 REFERENCE = [("gqa", "none", "int8"), ("gqa", "wint4", "auto"), ("moe", "fp8", "auto")]
 REFERENCE += [("qwen", "a8w8c8", "auto"), ("window", "none", "auto"), ("odd", "fp8", "auto")]
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 
 
-def opened(folder, **settings):
-    run = RunConfig(**{"model": str(folder), "backend": "auto"} | settings)
-    return load_model(run, select(run), folder, NoProgress())
-
-
-def logits(loaded, case, kv_cache_dtype):
-    """Of two sequences: a prefill of both, a decode, and a decode beside a long chunk."""
-    spec = loaded.cache or cache_layout(
-        loaded.hooks, loaded.config, loaded.plan, 16, kv_cache_dtype
-    )
-    tokens = tiny.prompt(case)
-    stepper = Stepper(loaded.model, loaded.config, 2, 48, len(tokens))
-    runner = DynamicRunner(lambda *_: None, replace(spec, num_blocks=6), max_blocks=3)
-    stepper.cache = runner.layers
-    steps = [[tokens[:20], tokens[:5]], [tokens[20:21], tokens[5:6]], [tokens[21:22], tokens[6:20]]]
-    return np.concatenate([part for step in steps for part in stepper.step(step)])
-
-
 def assert_equal(checkpoint, export, name, quant, kv_cache_dtype):
     settings = {"quant": quant, "dtype": "float32", "kv_cache_dtype": kv_cache_dtype}
     dynamic = opened(checkpoint(name), **settings)
-    expected = logits(dynamic, tiny.CASES[name], kv_cache_dtype)
-    got = logits(opened(export(name, **settings)), tiny.CASES[name], kv_cache_dtype)
+    tokens = tiny.prompt(CASES[name])
+    expected = logits(dynamic, tokens, kv_cache_dtype)
+    got = logits(opened(export(name, **settings)), tokens, kv_cache_dtype)
     assert np.array_equal(got.argmax(-1), expected.argmax(-1))
     return np.abs(got - expected).max()
 
@@ -62,6 +46,12 @@ def assert_equal(checkpoint, export, name, quant, kv_cache_dtype):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_in_every_scheme(checkpoint, export, name, quant, kv_cache_dtype):
     assert assert_equal(checkpoint, export, name, quant, kv_cache_dtype) == 0
+
+
+@pytest.mark.parametrize("quant", VARIANTS)
+def test_variants_of_schemes(checkpoint, export, quant):
+    """Larger groups, zero points, and the head in int8 beside an embedding of the same weights."""
+    assert assert_equal(checkpoint, export, "wide", quant, "auto") == 0
 
 
 @pytest.mark.parametrize("folder", FOREIGN, ids=lambda path: path.name)
@@ -92,8 +82,9 @@ def test_static_scales_of_the_cache(checkpoint, tmp_path, rng):
     spec = from_json(CacheSpec, to_json(replace(spec, scales=scales)), "cache")
     save(loaded.model, spec, tmp_path)
     program = replace(loaded, model=StaticModel(tmp_path, loaded.run), cache=spec)
-    expected = logits(replace(loaded, cache=spec), tiny.CASES["gqa"], "int8")
-    assert np.array_equal(logits(program, tiny.CASES["gqa"], "int8"), expected)
+    tokens = tiny.prompt(tiny.CASES["gqa"])
+    expected = logits(replace(loaded, cache=spec), tokens)
+    assert np.array_equal(logits(program, tokens), expected)
 
 
 def test_reference_operators_cannot_have_e4m3_caches(export, monkeypatch):

@@ -136,6 +136,10 @@ def test_an_option_that_contradicts_is_refused(exported, option):
     refuse(exported, UsageError, f"--{name.replace('_', '-')} ", **option)
 
 
+def test_random_weights_are_refused(exported):
+    refuse(exported, UsageError, "random_weights contradicts", random_weights=True)
+
+
 def test_options_that_agree_are_not(exported):
     said = {"plugin": "qwen2", "quant": "weight_only_int8", "backend": "static", "device": "cpu"}
     assert answer(exported, **said, dtype="float32", max_model_len=50) == answer(exported)

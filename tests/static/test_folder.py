@@ -160,6 +160,16 @@ def test_info_shows_the_manifest(exported, capsys):
     assert json.loads(capsys.readouterr().out)["format"] == 1
 
 
+def test_info_refuses_what_the_folder_was_not_made_with(exported, capsys):
+    said = ("--plugin", "qwen2", "--quant", "wint8")
+    with pytest.raises(SystemExit, match="0"):
+        main(["info", str(exported), *said])
+    for option, name in (("--plugin", "qwen3"), ("--quant", "fp8")):
+        with pytest.raises(SystemExit, match="2"):
+            main(["info", str(exported), option, name])
+        assert f"{option} {name} contradicts" in capsys.readouterr().err
+
+
 def test_plain_inference(exported, tmp_path):
     """The example, without qinfer's Python code, gives the same tokens."""
     code, library, _ = qinfer("build-ops")
