@@ -150,3 +150,11 @@ class OverlappingRunner(Protocol):
         negative the token is what the step begun before chooses in that row. None where the runner
         cannot do that; nothing was queued then. A step may be forgotten without waiting for it.
         """
+
+    def compute(
+        self, batch: StepInput, rows: Array | None = None
+    ) -> Callable[[SamplingInput], Callable[[], StepOutput]] | None:
+        """As ``begin``, of a step whose tokens are chosen by what is not known yet. What is
+        returned is to be called with that, before another step is begun; it gives what ``begin``
+        gives.
+        """

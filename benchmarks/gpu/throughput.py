@@ -57,6 +57,9 @@ class Nothing:
         output = StepOutput(token_ids=np.ones(len(batch.logit_rows), np.int64))
         return lambda: output
 
+    def compute(self, batch: Any, rows: Any = None) -> Any:
+        return lambda sampling: self.begin(batch, sampling)
+
     def close(self) -> None:
         pass
 

@@ -105,7 +105,7 @@ class Engine:
                 return []
             self._flight = None
             following, begun = self._follow(flight, begin)
-            output = flight.finish()
+            output = flight.wait()
             chunks = [chunk for chunk in flight.chunks if chunk.sequence in self._answers]
             deltas = self._deltas(flight, output)
             if begun is not None:
@@ -120,14 +120,13 @@ class Engine:
 
     def _begin(self, now: float) -> StepInFlight | None:
         """Begin a step all of whose tokens are known; None if there is nothing to do."""
-        chosen, self._plan = self._plan, None
-        chosen = chosen or self._schedule(now, None)
+        chosen = self._plan or self._schedule(now, None)
+        self._plan = None
         if chosen is None:
             return None
         sampling = sampling_input(ending(chosen.chunks))
         if isinstance(self.runner, OverlappingRunner):
             finish = self.runner.begin(chosen.batch, sampling)
-            assert finish is not None
         else:
             finish = partial(self.runner.step, chosen.batch, sampling)
         return self._under_way(StepInFlight(chosen.chunks, chosen.batch, finish))
@@ -135,9 +134,10 @@ class Engine:
     def _under_way(self, step: StepInFlight) -> StepInFlight | None:
         """A step whose tokens come next; None if nobody is left to get them."""
         alive = [chunk for chunk in step.chunks if chunk.sequence in self._answers]
+        chosen = step.chosen() if alive else None
         for sequence in ending(alive):
             sequence.awaiting = 1
-        return step if alive else None
+        return chosen
 
     def _follow(self, flight: StepInFlight, now: float) -> tuple[Plan | None, StepInFlight | None]:
         """Choose the step after this one, and begin it where its tokens need not be known."""

@@ -20,15 +20,29 @@ from qinfer.core.engine.sampler import sampling_input
 from qinfer.core.engine.scheduler import Chunk
 from qinfer.core.engine.sequence import Sequence
 from qinfer.core.protocols import OverlappingRunner
-from qinfer.core.types import StepInput, StepOutput
+from qinfer.core.types import SamplingInput, StepInput, StepOutput
 
 
 class StepInFlight(NamedTuple):
-    """A step that has been begun; ``finish`` waits for its tokens."""
+    """A step that has been begun; ``finish`` waits for its tokens. Where they are chosen by those
+    of the step before, ``choose`` is to be called when these are known and gives ``finish``.
+    """
 
     chunks: list[Chunk]
     batch: StepInput
-    finish: Callable[[], StepOutput]
+    finish: Callable[[], StepOutput] | None
+    choose: Callable[[SamplingInput], Callable[[], StepOutput]] | None = None
+
+    def wait(self) -> StepOutput:
+        """Its tokens."""
+        assert self.finish is not None, "chosen() comes first"
+        return self.finish()
+
+    def chosen(self) -> StepInFlight:
+        """The tokens of the step before are known."""
+        if self.choose is None:
+            return self
+        return self._replace(finish=self.choose(sampling_input(ending(self.chunks))), choose=None)
 
 
 @dataclass(frozen=True)
@@ -42,11 +56,13 @@ class Plan:
     rows: NDArray[np.int64] | None = None
 
     def begin_ahead(self, runner: OverlappingRunner) -> StepInFlight | None:
-        """Begin it behind the step before; None where it has to know that one's tokens."""
-        if any(chunk.sequence.params.edits for chunk in self.chunks):
-            return None
-        finish = runner.begin(self.batch, sampling_input(ending(self.chunks)), self.rows)
-        return None if finish is None else StepInFlight(self.chunks, self.batch, finish)
+        """Begin it behind the step before; None where the runner cannot."""
+        sequences = ending(self.chunks)
+        if any(sequence.params.edits for sequence in sequences):
+            choose = runner.compute(self.batch, self.rows)
+            return choose and StepInFlight(self.chunks, self.batch, None, choose)
+        finish = runner.begin(self.batch, sampling_input(sequences), self.rows)
+        return finish and StepInFlight(self.chunks, self.batch, finish)
 
     def with_tokens(self, chosen: NDArray[np.int64]) -> Plan:
         """The same with the tokens that the step before has chosen."""

@@ -76,22 +76,47 @@ class GraphRunner:
         """
         is_plain = not sampling.edit_rows.size and sampling.num_logprobs < 0
         size = self._size(batch, is_plain and bool(sampling.temperature.any()))
-        if rows is not None and (not is_plain or (size and size not in self.graphs)):
+        if rows is not None and size is not None and size not in self.graphs:
             return None
-        model, answer, count = self._open_model(), self._next_answer(), len(batch.logit_rows)
-        before = None if rows is None else Continued(self.answers[1].tokens, rows)
+        if size is None or not is_plain:
+            return self._compute(size, batch, rows)(sampling)
+        answer, before = self._next_answer(), self._continued(rows)
+        with paddle.no_grad():
+            _, tokens = self._graph(size).begin(batch, sampling, before)
+            return answer.bring(tokens, None, len(batch.logit_rows))
+
+    def compute(
+        self, batch: StepInput, rows: Array | None = None
+    ) -> Callable[[SamplingInput], Callable[[], StepOutput]] | None:
+        """Queue a step but for the choice of its tokens, as ``OverlappingRunner`` says."""
+        size = self._size(batch, False)
+        if rows is not None and size is not None and size not in self.graphs:
+            return None
+        return self._compute(size, batch, rows)
+
+    def _compute(
+        self, size: StepSize | None, batch: StepInput, rows: Array | None
+    ) -> Callable[[SamplingInput], Callable[[], StepOutput]]:
+        model, answer, before = self._open_model(), self._next_answer(), self._continued(rows)
         with paddle.no_grad():
             if size is None:
                 placed = StepInput(**self.inputs.place(vars(batch)))
                 if before is not None:
                     before.copy(self.card, placed.token_ids)
-                logits, tokens = model(placed, self.cache), None
+                logits = model(placed, self.cache)
             else:
-                logits, tokens = self._graph(size).begin(batch, sampling, before)
-            logprobs = None
-            if tokens is None or not is_plain:
+                logits, _ = self._graph(size).begin(batch, None, before)
+            answer.over.set()  # nobody may ever choose, and the inputs' places are used again
+
+        def choose(sampling: SamplingInput) -> Callable[[], StepOutput]:
+            with paddle.no_grad():
                 tokens, logprobs = self._choose(logits, sampling)
-            return answer.bring(tokens, logprobs, count)
+                return answer.bring(tokens, logprobs, len(batch.logit_rows))
+
+        return choose
+
+    def _continued(self, rows: Array | None) -> Continued | None:
+        return None if rows is None else Continued(self.answers[1].tokens, rows)
 
     def _choose(
         self, logits: Tensor, sampling: SamplingInput

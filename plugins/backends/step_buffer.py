@@ -164,7 +164,7 @@ class LooseBuffer:
         """Queue the copy; the arrays' tensors."""
         parts = [_Part(n, array.dtype.name, list(array.shape)) for n, array in given.items()]
         layout = _Layout(parts)
-        self._hold(layout.size)
+        self._hold(max(layout.size, ALIGNED))
         self.memories.reverse()
         memory = self.memories[0]
         for name, array in layout.arrays(memory).items():

@@ -74,7 +74,7 @@ class StepGraph:
         self.graph = Graph(card, compute)
 
     def begin(
-        self, batch: StepInput, sampling: SamplingInput, before: Continued | None = None
+        self, batch: StepInput, sampling: SamplingInput | None, before: Continued | None = None
     ) -> tuple[Tensor, Tensor]:
         """Queue a step; its logits [sequences of the size, vocab_size] and tokens, which the next
         step of this size overwrites.

@@ -4,6 +4,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -53,6 +54,10 @@ class Device(Memory):
         self.unable, self.asked, self.ahead, self.last = unable, 0, 0, None
 
     def begin(self, batch, sampling, rows=None):
+        choose = self.compute(batch, rows)
+        return choose and choose(sampling)
+
+    def compute(self, batch, rows=None):
         self.asked += rows is not None
         if rows is not None and self.asked in self.unable:
             return None
@@ -61,9 +66,13 @@ class Device(Memory):
             tokens, known = batch.token_ids.copy(), rows < 0
             tokens[~known] = self.last[rows[~known]]
             batch = replace(batch, token_ids=tokens)
-        output = self.step(batch, sampling)
-        self.last = output.token_ids
-        return lambda: output
+
+        def choose(sampling):
+            output = self.step(batch, sampling)
+            self.last = output.token_ids
+            return lambda: output
+
+        return choose
 
 
 class Quiet:
@@ -115,7 +124,7 @@ REQUESTS = st.lists(
         st.lists(st.integers(0, 3), min_size=1, max_size=14),
         st.integers(1, 20),
         st.sampled_from([0.0, 0.8]),
-        st.sampled_from([0, 0, 0, 5]),  # a minimum of tokens edits the logits: not begun ahead
+        st.sampled_from([0, 0, 0, 5]),  # a minimum of tokens edits the logits
     ),
     min_size=1,
     max_size=8,
@@ -129,10 +138,11 @@ def test_answers_are_the_same_with_steps_begun_ahead(requests, blocks, aborted, 
     assert ahead == play(Memory(), requests, blocks, aborted)
 
 
-def test_decoding_is_begun_ahead():
+@pytest.mark.parametrize("least", [0, 3], ids=["free", "with edits of the logits"])
+def test_decoding_is_begun_ahead(least):
     """All of it but the first step, and none that no sequence would go on in."""
     device = Device()
-    play(device, [([1, 2, 3], 6, 0.8, 0)], 12, 0)
+    play(device, [([1, 2, 3], 6, 0.8, least)], 12, 0)
     assert device.ahead == 5
 
 

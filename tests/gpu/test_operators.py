@@ -206,6 +206,25 @@ def test_sample_follows_the_inverse_of_the_cumulative_distribution(width, rng):
         assert before - 1e-4 <= u <= until[place] + 1e-4
 
 
+@pytest.mark.parametrize("top_k", [1, 20, 900, 1024, 1025, 1500, 1600, 4000])
+@pytest.mark.parametrize("kind", ["ties", "equal"])
+def test_sample_of_equal_logits(kind, top_k, rng):
+    """As a head in bfloat16 gives them: of those with the same, the first come first."""
+    rows, width = 24, 5000
+    logits = rounded(rng.normal(size=(rows, width)) * 3, "bfloat16").astype(np.float32)
+    logits = logits if kind == "ties" else np.zeros_like(logits)
+    uniform = ((np.arange(rows) + 0.5) / rows).astype(np.float32)
+    ones = np.ones(rows, np.float32)
+    parts = (ones, np.full(rows, top_k, np.int64), ones, 0 * ones, uniform)
+    got = ops.sample(card(logits), *map(card, parts), 0).numpy()
+    for row in range(rows):
+        order = np.argsort(-logits[row], kind="stable")[:top_k]
+        until = np.cumsum(reference64.softmax(logits[row, order].astype(np.float64)[None])[0])
+        place = int(np.flatnonzero(order == got[row])[0])
+        before = until[place - 1] if place else 0
+        assert before - 1e-5 <= uniform[row] <= until[place] + 1e-5
+
+
 @pytest.mark.parametrize("width", [200, 151936])
 def test_log_probabilities(width, rng):
     logits = (rng.normal(size=(3, width)) * 3).astype(np.float32)

@@ -12,6 +12,11 @@ __device__ __forceinline__ uint32_t key_of(float x) {
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
+// The number whose key that is.
+__device__ __forceinline__ float number_of(uint32_t key) {
+  return __uint_as_float(key & 0x80000000u ? key ^ 0x80000000u : ~key);
+}
+
 // Larger first, then the smaller index.
 __device__ __forceinline__ unsigned long long rank_of(float x, int index) {
   return (static_cast<unsigned long long>(key_of(x)) << 32) | (0xffffffffu - unsigned(index));

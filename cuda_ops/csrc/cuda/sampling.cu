@@ -1,136 +1,77 @@
 // Choosing tokens on the card. Sampling sorts nothing: the token at a given place of the order
 // "largest first, then smallest index" is found digit by digit in the logits' bits, with integer
 // masses, so that the same numbers give the same token always.
-#include "ranks.cuh"
+#include "cuts.cuh"
 
 namespace qinfer::cuda {
 namespace {
 
-constexpr int kBins = 1 << 11;             // a key is looked at in digits of 11, 11 and 10 bits
-constexpr float kUnit = 1099511627776.0f;  // 2^40: a probability's fixed point
-
-__device__ __forceinline__ unsigned long long row_best(const float* row, int width) {
+// The largest of a thread's own logits: every kThreads-th.
+__device__ __forceinline__ unsigned long long own_best(const float* row, int width) {
   unsigned long long best = 0;
+#pragma unroll 4
   for (int i = threadIdx.x; i < width; i += kThreads) {
     const unsigned long long rank = rank_of(row[i], i);
     best = rank > best ? rank : best;
   }
-  return block_best(best);
+  return best;
 }
 
-// Tokens in order: those with a larger key, and of those with `key` the first `ties`.
-struct Cut {
-  uint32_t key;
-  unsigned ties;
+constexpr int kShort = 1536;
+
+// Some tokens of a row, in no order.
+struct Short {
+  float logits[kShort];
+  int index[kShort];
+  unsigned count;
 };
 
-struct Row {
-  const float* logits;
-  int width;
-  float inverse_temperature, top;  // the largest logit
-
-  // A token's share, relative to the best's, in units of 2^-40.
-  __device__ __forceinline__ unsigned long long mass(float logit) const {
-    return static_cast<unsigned long long>(expf((logit - top) * inverse_temperature) * kUnit);
-  }
-};
-
-struct Bins {
-  unsigned count[kBins];
-  unsigned long long mass[kBins];
-  unsigned digit;
-  unsigned long long rest;
-};
-
-// Bins from the top bin down: the first at which the running total exceeds `target`, and how far
-// into it; the lowest filled one where rounding leaves the target unreached. For one warp.
-__device__ __forceinline__ void pick(Bins& bins, int top, unsigned long long target,
-                                     bool counting) {
-  const int each = (top + 1) / 32, first = top - int(threadIdx.x) * each;
-  const auto of = [&](int digit) -> unsigned long long {
-    return counting ? bins.count[digit] : bins.mass[digit];
-  };
-  unsigned long long own = 0;
-  for (int i = 0; i < each; ++i) own += of(first - i);
-  unsigned long long until = own;
-#pragma unroll
-  for (int d = 1; d < 32; d *= 2) {
-    const unsigned long long other = __shfl_up_sync(0xffffffffu, until, d);
-    if (int(threadIdx.x) >= d) until += other;
-  }
-  const unsigned all = __ballot_sync(0xffffffffu, until > target);
-  const unsigned filled = __ballot_sync(0xffffffffu, own > 0);
-  const int lane = all ? __ffs(all) - 1 : 31 - __clz(filled | 1u);
-  if (int(threadIdx.x) != lane) return;
-  unsigned long long before = until - own;
-  int last = first;
-  for (int i = 0; i < each; ++i) {
-    const unsigned long long here = of(first - i);
-    if (here) last = first - i;
-    if (all && before + here > target) break;
-    before += here;
-  }
-  bins.digit = last, bins.rest = all ? target - before : 0;
-}
-
-// The first token of the order, none after `limit`, at which what has been added up exceeds
-// `target`: the mass, or the count if `counting`. Everything up to it is the Cut. Ties have equal
-// masses, so the number of them follows by division.
-__device__ Cut find(const Row& row, Bins& bins, unsigned long long target, bool counting) {
-  uint32_t prefix = 0;
-  int shift = 32;
-  for (int pass = 0; pass < 3; ++pass) {
-    const int bits = pass < 2 ? 11 : 10, above = shift;
-    shift -= bits;
-    for (int i = threadIdx.x; i < kBins; i += kThreads) bins.count[i] = 0, bins.mass[i] = 0;
+// The cut at the k-th token. The row becomes that of the tokens up to there, with all that have its
+// key, unless they are too many: later steps read a few numbers instead of a vocabulary.
+__device__ Cut shorten(Row& row, Short& few, Bins& bins, unsigned long long own, int64_t k) {
+  uint32_t least = 0;
+  if (k <= kThreads) {  // the k-th is at least the k-th of each thread's best
+    few.logits[threadIdx.x] = number_of(uint32_t(own >> 32));
     __syncthreads();
+    least = find(Row{few.logits, kThreads, 0, 0}, bins, k - 1, true).key;
+  }
+  const Cut cut = find(row, bins, k - 1, true, least);
+  if (threadIdx.x == 0) few.count = 0;
+  __syncthreads();
+#pragma unroll 4
+  for (int i = threadIdx.x; i < row.width; i += kThreads) {
+    const float logit = row.logits[i];
+    if (key_of(logit) < cut.key) continue;
+    const unsigned at = atomicAdd(&few.count, 1u);
+    if (at < kShort) few.logits[at] = logit, few.index[at] = i;
+  }
+  __syncthreads();
+  if (few.count <= kShort) {
+    row.logits = few.logits, row.index = few.index, row.width = static_cast<int>(few.count);
+  }
+  return cut;
+}
+
+// The cut's last token, of a row with tokens left out.
+__device__ int token_of_short(const Row& row, Cut cut) {
+  int token = -1;
+  for (unsigned tie = 0; tie < cut.ties; ++tie) {  // the next larger index
+    unsigned long long next = 0;
     for (int i = threadIdx.x; i < row.width; i += kThreads) {
-      const float logit = row.logits[i];
-      const uint32_t key = key_of(logit);
-      if (pass && (key >> above) != prefix) continue;
-      const uint32_t digit = (key >> shift) & ((1u << bits) - 1);
-      if (counting) {
-        atomicAdd(&bins.count[digit], 1u);
-      } else if (const unsigned long long mass = row.mass(logit)) {
-        atomicAdd(&bins.mass[digit], mass);
-      }
+      if (key_of(row.logits[i]) != cut.key || row.index[i] <= token) continue;
+      const unsigned long long early = 0xffffffffu - unsigned(row.index[i]);
+      next = early > next ? early : next;
     }
-    __syncthreads();
-    if (threadIdx.x < 32) pick(bins, (1 << bits) - 1, target, counting);
-    __syncthreads();
-    prefix = (prefix << bits) | bins.digit;
-    target = bins.rest;
-    __syncthreads();
+    next = block_best(next);
+    if (!next) break;
+    token = static_cast<int>(0xffffffffu - unsigned(next));
   }
-  if (counting) return {prefix, unsigned(target) + 1};
-  const uint32_t bits = prefix & 0x80000000u ? prefix ^ 0x80000000u : ~prefix;
-  const unsigned long long each = row.mass(__uint_as_float(bits));
-  return {prefix, each ? unsigned(target / each) + 1 : 1u};
+  return token;
 }
 
-__device__ __forceinline__ unsigned long long block_sum(unsigned long long x) {
-  __shared__ unsigned long long found[kWarps];
-#pragma unroll
-  for (int d = 16; d; d /= 2) x += __shfl_xor_sync(0xffffffffu, x, d);
-  if (threadIdx.x % 32 == 0) found[threadIdx.x / 32] = x;
-  __syncthreads();
-  x = 0;
-  for (int i = 0; i < kWarps; ++i) x += found[i];
-  __syncthreads();
-  return x;
-}
-
-// The mass of the tokens up to a cut.
-__device__ unsigned long long mass_until(const Row& row, Cut cut) {
-  unsigned long long sum = 0;
-  for (int i = threadIdx.x; i < row.width; i += kThreads)
-    if (key_of(row.logits[i]) > cut.key) sum += row.mass(row.logits[i]);
-  const uint32_t bits = cut.key & 0x80000000u ? cut.key ^ 0x80000000u : ~cut.key;
-  return block_sum(sum) + cut.ties * row.mass(__uint_as_float(bits));
-}
-
-// The index of the cut's last token.
+// The cut's last token.
 __device__ int token_at(const Row& row, Cut cut) {
+  if (row.index) return token_of_short(row, cut);
   __shared__ unsigned before[kThreads];
   __shared__ int answer;
   __shared__ unsigned ties;
@@ -163,11 +104,12 @@ __device__ int token_at(const Row& row, Cut cut) {
 
 __global__ void __launch_bounds__(kThreads) sample_kernel(const Sampling s) {
   __shared__ Bins bins;
+  __shared__ Short few;
   let_next_start();
   wait_for_previous();
   const int r = blockIdx.x;
   Row row{s.logits + int64_t(r) * s.width, static_cast<int>(s.width), 0, 0};
-  const unsigned long long best = row_best(row.logits, row.width);
+  const unsigned long long own = own_best(row.logits, row.width), best = block_best(own);
   const int best_index = static_cast<int>(0xffffffffu - unsigned(best));
   if (s.temperature[r] == 0) {
     if (threadIdx.x == 0) s.out[r] = best_index;
@@ -177,12 +119,13 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(const Sampling s) {
   row.top = row.logits[best_index];
   Cut cut{0, unsigned(row.width)};
   unsigned long long sum = 0;
-  for (int i = threadIdx.x; i < row.width; i += kThreads) sum += row.mass(row.logits[i]);
-  sum = block_sum(sum);
   const int64_t k = s.top_k[r];
   if (k > 0 && k < row.width) {
-    cut = find(row, bins, k - 1, true);
+    cut = shorten(row, few, bins, own, k);
     sum = mass_until(row, cut);
+  } else {
+    for (int i = threadIdx.x; i < row.width; i += kThreads) sum += row.mass(row.logits[i]);
+    sum = block_sum(sum);
   }
   if (s.top_p[r] < 1) {
     // the token whose predecessors fall short of p is the last one kept
