@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from build.tools import COMPILER, python, qinfer, script
+from building.tools import COMPILER, python, qinfer, script
 from goldens import tiny
 from qinfer.core.cli.doctor import EXAMINATIONS
 from qinfer.core.errors import Unsupported
