@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from functools import cache
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 BLOCK = 32
@@ -19,39 +21,29 @@ class Opened(NamedTuple):
     device: str
 
 
-@cache
-def _card() -> tuple[Any, str]:
-    """The first card with its operators, opened once in a process."""
-    from qinfer.core.hardware.device import open_device
-    from qinfer.core.hardware.start_paddle import import_paddle
-
-    device = open_device("gpu")
-    import_paddle(device=device.label)
-    from qinfer.cuda_ops.build_cuda import build_cuda, plan_cuda
-    from qinfer.cuda_ops.cuda import use_cuda
-    from qinfer.cuda_ops.graphs import Card
-
-    library = build_cuda(plan_cuda(), print)
-    use_cuda(library)
-    return Card(library, 0), device.name
-
-
 def open_runner(name: str, quant: str, tokens: int, longest: int, most: int) -> Opened:
     """A runner whose cache holds ``tokens``, of sequences of ``longest``, ``most`` in a graph."""
-    card, device = _card()
-    from benchmarks.gpu.random_model import random_model
-    from qinfer.core.types import CacheSpec
-    from qinfer.plugins.backends.graphed import GraphRunner
+    from qinfer.core.checkpoint.random_checkpoint import write_folder
+    from qinfer.core.loading import cache_layout, prepare, read_model
+    from qinfer.core.model_card import step_bytes
+    from qinfer.core.progress import NoProgress
+    from qinfer.core.published import find
+    from qinfer.core.session import select
+    from qinfer.core.types import RunConfig
 
-    model, config, weights = random_model(name, quant)
-    spec = CacheSpec(
-        num_layers=config.num_layers,
-        num_kv_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
-        dtype="bfloat16",
-        block_size=BLOCK,
-        num_blocks=-(-tokens // BLOCK),
-    )
-    blocks = -(-longest // BLOCK)
-    runner = GraphRunner(model, spec, card, max_blocks=blocks, most=most, note=lambda _: None)
-    return Opened(runner, spec, config, weights, device)
+    with TemporaryDirectory() as folder:
+        write_folder(Path(folder), find(name).config)
+        run = RunConfig(
+            model=folder,
+            quant=quant,
+            device="gpu",
+            max_model_len=longest,
+            max_num_seqs=most,
+            random_weights=True,
+        )
+        loaded = read_model(prepare(run, select(run), Path(folder)), NoProgress())
+    layout = cache_layout(loaded.hooks, loaded.config, loaded.plan, BLOCK)
+    cache = replace(layout, num_blocks=-(-tokens // BLOCK))
+    runner = loaded.hooks.open_runner(loaded.model, loaded.config, cache, loaded.run)
+    weights = step_bytes(loaded.config, loaded.linears, loaded.plan, cache, 0, 0)
+    return Opened(runner, cache, loaded.config, weights, loaded.device.name)
