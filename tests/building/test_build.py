@@ -1,23 +1,20 @@
-"""Building the native operators: once, whoever is killed. The compiler is a script that writes down how
-it was called.
+"""Building the native operators: once, whoever is killed.
+
+The compiler is a script that writes down how it was called.
 """
 
 import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from building.tools import COMPILER, python, qinfer, script
-from goldens import tiny
+from building.tools import python, qinfer, script
 from qinfer.core.cli.doctor import EXAMINATIONS
 from qinfer.core.errors import Unsupported
-from qinfer.core.hardware.machine import cpu_features
 from qinfer.cuda_ops import build as module
 from qinfer.cuda_ops.build import build, plan_build
 

@@ -1,22 +1,16 @@
 """An answer without the native operators, or with some compiled for less than this processor."""
 
-import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from building.tools import COMPILER, python, qinfer, script
+from building.tools import qinfer, script
 from goldens import tiny
-from qinfer.core.cli.doctor import EXAMINATIONS
 from qinfer.core.errors import Unsupported
 from qinfer.core.hardware.machine import cpu_features
-from qinfer.cuda_ops import build as module
 from qinfer.cuda_ops.build import build, plan_build
 
 ROOT = Path(__file__).resolve().parents[2]
