@@ -16,13 +16,11 @@ from paddle import Tensor
 from qinfer.core.errors import Unsupported
 from qinfer.core.types import LayerCache
 from qinfer.cuda_ops import cuda_experts, cuda_fused, ops
+from qinfer.cuda_ops.cuda_experts import E4M3, INT4, INT8, PLAIN
 from qinfer.cuda_ops.record import set_recorder
 from qinfer.cuda_ops.table import TABLE, use
 
 CUDA = "cuda"
-
-PLAIN, INT8, E4M3, INT4 = range(4)
-"""Weight formats, as csrc/cuda/kernels.h counts them."""
 
 _loaded: set[Path] = set()
 _run = paddle._C_ops._run_custom_op

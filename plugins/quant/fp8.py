@@ -10,7 +10,7 @@ import numpy as np
 from qinfer.core.arrays import converted
 from qinfer.core.protocols import ExpertLayer, Layer
 from qinfer.core.types import Array, LinearSpec, PluginInfo, Scheme
-from qinfer.cuda_ops import ops
+from qinfer.plugins.quant.channel_layers import fp8_experts, fp8_linear
 from qinfer.plugins.quant.decoder import DecoderScheme
 
 E4M3_MAX = 448.0
@@ -41,37 +41,7 @@ class Fp8(DecoderScheme):
 
     def layer(self, spec: LinearSpec, params: Mapping[str, Array]) -> Layer | ExpertLayer:
         """A product of e4m3 numbers."""
-        return Fp8Experts(spec, params) if spec.experts else Fp8Linear(params)
-
-
-class Fp8Linear:
-    """``(x8 W8) * x_scale * scale + b``."""
-
-    def __init__(self, params: Mapping[str, Array]) -> None:
-        self.weight = ops.arrange(params["weight"], "float32")
-        self.scale, self.bias = params["scale"], params.get("bias")
-        self.nbytes = ops.nbytes(self.weight, self.scale, self.bias)
-        out = self.scale.shape[0]
-        self.held = ops.Held(
-            format="e4m3", weight=self.weight, scale=self.scale, bias=self.bias, out=out
-        )
-
-    def __call__(self, x: Array) -> Array:
-        """[T, in] -> [T, out]."""
-        return ops.linear_fp8(x, self.weight, self.scale, self.bias)
-
-
-class Fp8Experts:
-    """``(x8 W8) * x_scale * scale`` with the W8 of each row's expert."""
-
-    def __init__(self, spec: LinearSpec, params: Mapping[str, Array]) -> None:
-        self.weight = ops.arrange_experts(params["weight"], spec.experts, "float32")
-        self.scale, self.out_features = params["scale"], spec.out_features
-        self.nbytes = ops.nbytes(self.weight, self.scale)
-
-    def __call__(self, x: Array, experts: Array) -> Array:
-        """[T * k or T, in], [T, k] -> [T * k, out]."""
-        return ops.expert_linear_fp8(x, self.weight, self.scale, experts, self.out_features)
+        return fp8_experts(spec, params) if spec.experts else fp8_linear(params)
 
 
 def pack_e4m3(weight: Array) -> dict[str, Array]:

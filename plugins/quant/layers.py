@@ -11,11 +11,15 @@ from qinfer.core.protocols import ExpertLayer, Layer
 from qinfer.core.types import Array, LinearSpec, Scheme
 from qinfer.cuda_ops import ops
 from qinfer.plugins.quant.a8w8 import A8W8Experts, A8W8Linear
+from qinfer.plugins.quant.channel_layers import (
+    fp8_experts,
+    fp8_linear,
+    int8_experts,
+    int8_linear,
+)
 from qinfer.plugins.quant.expert_layers import SeparateExperts
-from qinfer.plugins.quant.fp8 import Fp8Experts, Fp8Linear
 from qinfer.plugins.quant.none import PlainExperts, PlainLinear
 from qinfer.plugins.quant.wint4 import Int4Experts, Int4Linear, is_compact
-from qinfer.plugins.quant.wint8 import Int8Experts, Int8Linear
 
 FLOATS = ("float32", "float16", "bfloat16")
 ADJUSTED = frozenset({"smooth", "shift", "order", "zero"})
@@ -190,13 +194,13 @@ def _over(layer: Callable[[Mapping[str, Array]], Layer]) -> Make:
 
 
 _LAYERS: Mapping[tuple[str, str, str], Make] = {
-    ("int8", "channel", "none"): _over(Int8Linear),
+    ("int8", "channel", "none"): _over(int8_linear),
     ("int8", "channel", "token"): _over(A8W8Linear),
     ("int8", "channel", "tensor"): _over(A8W8Linear),
     ("int8", "group", "none"): _over(GroupLinear),
     ("int4", "group", "none"): _int4,
     ("int4", "channel", "none"): _int4,
-    ("float8_e4m3fn", "channel", "token"): _over(Fp8Linear),
+    ("float8_e4m3fn", "channel", "token"): _over(fp8_linear),
     ("float8_e4m3fn", "channel", "tensor"): _over(Fp8StaticLinear),
     BLOCKS: lambda _, scheme, params: Fp8BlockLinear(scheme, params),
 }
@@ -206,8 +210,8 @@ repeated for every channel when it is read."""
 _EXPERTS: Mapping[
     tuple[str, str, str], Callable[[LinearSpec, Mapping[str, Array]], ExpertLayer]
 ] = {
-    ("int8", "channel", "none"): Int8Experts,
+    ("int8", "channel", "none"): int8_experts,
     ("int8", "channel", "token"): A8W8Experts,
     ("int8", "channel", "tensor"): A8W8Experts,
-    ("float8_e4m3fn", "channel", "token"): Fp8Experts,
+    ("float8_e4m3fn", "channel", "token"): fp8_experts,
 }

@@ -9,7 +9,7 @@ import numpy as np
 from qinfer.core.arrays import converted
 from qinfer.core.protocols import ExpertLayer, Layer
 from qinfer.core.types import Array, LinearSpec, PluginInfo, Scheme
-from qinfer.cuda_ops import ops
+from qinfer.plugins.quant.channel_layers import int8_experts, int8_linear
 from qinfer.plugins.quant.decoder import DecoderScheme
 
 
@@ -32,37 +32,7 @@ class WInt8(DecoderScheme):
 
     def layer(self, spec: LinearSpec, params: Mapping[str, Array]) -> Layer | ExpertLayer:
         """A product with int8 weights."""
-        return Int8Experts(spec, params) if spec.experts else Int8Linear(params)
-
-
-class Int8Linear:
-    """``(x W) * scale + b`` with W in int8."""
-
-    def __init__(self, params: Mapping[str, Array]) -> None:
-        self.weight = ops.arrange(params["weight"], "float32")
-        self.scale, self.bias = params["scale"], params.get("bias")
-        self.nbytes = ops.nbytes(self.weight, self.scale, self.bias)
-        out = self.scale.shape[0]
-        self.held = ops.Held(
-            format="int8", weight=self.weight, scale=self.scale, bias=self.bias, out=out
-        )
-
-    def __call__(self, x: Array) -> Array:
-        """[T, in] -> [T, out]."""
-        return ops.linear_int8(x, self.weight, self.scale, self.bias)
-
-
-class Int8Experts:
-    """``(x W) * scale`` with the int8 W of each row's expert."""
-
-    def __init__(self, spec: LinearSpec, params: Mapping[str, Array]) -> None:
-        self.weight = ops.arrange_experts(params["weight"], spec.experts, "float32")
-        self.scale, self.out_features = params["scale"], spec.out_features
-        self.nbytes = ops.nbytes(self.weight, self.scale)
-
-    def __call__(self, x: Array, experts: Array) -> Array:
-        """[T * k or T, in], [T, k] -> [T * k, out]."""
-        return ops.expert_linear_int8(x, self.weight, self.scale, experts, self.out_features)
+        return int8_experts(spec, params) if spec.experts else int8_linear(params)
 
 
 def pack_int8(weight: Array) -> dict[str, Array]:
