@@ -27,7 +27,7 @@ HEADING = ("", "perplexity", "change", "mean KL", "top-1 agreement", "weights Mi
 @option(MODEL, "--plugin", metavar="NAME", default="", help="Model family's plugin.")
 @option(MODEL, "--backend", metavar="NAME", default="auto", show_default=True,
         help="What runs the model.")  # fmt: skip
-@option(MODEL, "--device", metavar="NAME", default="auto", show_default=True, help="auto or cpu.")
+@option(MODEL, "--device", metavar="NAME", default="auto", show_default=True, help="As for run.")
 @option(MODEL, "--dtype", default="auto", show_default=True, help="Precision of the parameters.")
 @option(MODEL, "--threads", type=click.IntRange(min=0), default=0,
         help="Threads to compute with.")  # fmt: skip
