@@ -68,6 +68,11 @@ class SamplingParams:
         )
 
     @cached_property
+    def is_plain(self) -> bool:
+        """Whether such a request wants the likeliest tokens and nothing else."""
+        return self.drawing[0] == 0 and not self.edits and self.logprobs is None
+
+    @cached_property
     def edits(self) -> bool:
         """Whether the logits of such a request may be edited."""
         return bool(

@@ -67,6 +67,11 @@ def _arrange_experts_a8w8(weight: Tensor, experts: int) -> Tensor:
     return ops.arrange_a8w8.versions[CPU](weight)
 
 
+@_in_panels(ops.arrange_experts_fp8, lambda weight, experts: weight.shape[0] // experts)
+def _arrange_experts_fp8(weight: Tensor, experts: int) -> Tensor:
+    return ops.arrange.versions[CPU](weight, "float32")
+
+
 @_in_panels(ops.expert_linear, lambda x, weight, experts, dtype, out: out)
 def _expert_linear(x: Tensor, weight: Tensor, experts: Tensor, dtype: str, out: int) -> Tensor:
     return run("qinfer_expert_linear", x, weight, None, experts, FORMATS[dtype], out)[0]
@@ -94,3 +99,10 @@ def _expert_linear_a8w8(
     x: Tensor, weight: Tensor, scale: Tensor, experts: Tensor, input_scale: Tensor | None, out: int
 ) -> Tensor:
     return run("qinfer_expert_linear_a8w8", x, weight, scale, experts, input_scale, out)[0]
+
+
+@_in_panels(ops.expert_linear_fp8_block, lambda x, weight, scale, experts, block, out: out)
+def _expert_linear_fp8_block(
+    x: Tensor, weight: Tensor, scale: Tensor, experts: Tensor, block: int, out: int
+) -> Tensor:
+    return run("qinfer_expert_linear_e4m3_blocks", x, weight, scale, experts, block, out)[0]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Rows
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,8 @@ from qinfer.core.types import StepInput
 
 def step_input(chunks: Rows[Chunk], block_size: int) -> StepInput:
     """The model's input for these chunks; logits are wanted where a chunk ends its sequence."""
+    if all(chunk.length == 1 and chunk.is_last for chunk in chunks):
+        return _decode_input(chunks, block_size)
     tokens: list[int] = []
     for sequence, start, length, _ in chunks:
         tokens += sequence.tokens(start, start + length)
@@ -22,10 +26,7 @@ def step_input(chunks: Rows[Chunk], block_size: int) -> StepInput:
     is_last = np.array(columns[2], np.bool_)
     first_rows = np.array([sequence.first_row for sequence in sequences], np.int64)
     ends = np.cumsum(lengths)
-    blocks = [sequence.table() for sequence in sequences]
-    tables = np.zeros((len(chunks), max(map(len, blocks))), np.int32)
-    for row, held in zip(tables, blocks, strict=True):
-        row[: len(held)] = held
+    tables = _block_tables(sequences)
     rows = np.repeat(np.arange(len(chunks)), lengths)  # of each token
     places = np.arange(len(tokens)) + (starts - ends + lengths)[rows]
     slots = tables[rows, places // block_size].astype(np.int64) * block_size + places % block_size
@@ -38,6 +39,47 @@ def step_input(chunks: Rows[Chunk], block_size: int) -> StepInput:
         block_tables=tables,
         logit_rows=ends[is_last] - 1,
     )
+
+
+def _decode_input(chunks: Rows[Chunk], block_size: int) -> StepInput:
+    """The same where each chunk is its sequence's last token. The weights of the step before have
+    driven numpy's code out of the caches, so numbers are put into lists, which needs little of it.
+    """
+    tokens, positions, lengths, slots = [], [], [], []
+    for sequence, start, _, _ in chunks:
+        tokens.append(sequence.last_token)
+        positions.append(start + sequence.first_row)
+        lengths.append(start + 1)
+        slots.append(sequence.blocks[start // block_size] * block_size + start % block_size)
+    count = len(chunks)
+    return StepInput(
+        token_ids=np.array(tokens, np.int64),
+        positions=np.array(positions, np.int64),
+        query_starts=_counting(count + 1, np.int32),
+        seq_lens=np.array(lengths, np.int32),
+        slot_mapping=np.array(slots, np.int64),
+        block_tables=_block_tables([chunk.sequence for chunk in chunks]),
+        logit_rows=_counting(count, np.int64),
+    )
+
+
+@lru_cache
+def _counting(count: int, dtype: type[np.integer[Any]]) -> NDArray[Any]:
+    """0 to ``count`` - 1, to be read only."""
+    numbers = np.arange(count, dtype=dtype)
+    numbers.flags.writeable = False
+    return numbers
+
+
+def _block_tables(sequences: Rows[Sequence]) -> NDArray[np.int32]:
+    """[S, W]: the blocks of each sequence and zeros behind them."""
+    held = [sequence.table() for sequence in sequences]
+    if len(held) == 1:
+        return held[0][None]
+    tables = np.zeros((len(held), max(map(len, held))), np.int32)
+    for row, blocks in zip(tables, held, strict=True):
+        row[: len(blocks)] = blocks
+    return tables
 
 
 def following_input(
@@ -60,9 +102,9 @@ def following_input(
     return StepInput(
         token_ids=np.zeros(count, np.int64),
         positions=before.positions[before.query_starts[1:] - 1][rows] + 1,
-        query_starts=np.arange(count + 1, dtype=np.int32),
+        query_starts=_counting(count + 1, np.int32),
         seq_lens=(lengths + 1).astype(np.int32),
         slot_mapping=slots,
         block_tables=tables,
-        logit_rows=np.arange(count),
+        logit_rows=_counting(count, np.int64),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence as Rows
+from functools import lru_cache
 
 import numpy as np
 
@@ -19,6 +20,29 @@ def sampling_input(sequences: Rows[Sequence]) -> SamplingInput:
     """One row for each sequence whose next token is to be chosen. Of one whose last token is not
     known yet the edits (``params.edits``) are not right.
     """
+    if all(sequence.params.is_plain for sequence in sequences):
+        return _plain_input(len(sequences))
+    return _sampling_input(sequences)
+
+
+@lru_cache
+def _plain_input(count: int) -> SamplingInput:
+    """That of ``count`` rows of which each takes its likeliest token, to be read only."""
+    zeros, none = np.zeros(count, np.float32), NO_EDITS.tokens
+    return SamplingInput(
+        temperature=zeros,
+        top_k=np.zeros(count, np.int64),
+        top_p=np.ones(count, np.float32),
+        min_p=zeros,
+        uniform=zeros,
+        edit_rows=none,
+        edit_tokens=none,
+        edit_scale=_FLOATS,
+        edit_bias=_FLOATS,
+    )
+
+
+def _sampling_input(sequences: Rows[Sequence]) -> SamplingInput:
     settings = [sequence.params.drawing for sequence in sequences]
     columns = np.array(settings, np.float64).reshape(-1, 4)
     draws = [

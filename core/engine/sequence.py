@@ -70,6 +70,13 @@ class Sequence:
         return EMPTY - self.first_row
 
     @property
+    def last_token(self) -> int:
+        """Its last token; 0 for one not known yet."""
+        if self.awaiting:
+            return 0
+        return self.output[-1] if self.output else self.prompt[-1]
+
+    @property
     def num_known(self) -> int:
         """Prompt and output tokens so far."""
         return len(self.prompt) + len(self.output)

@@ -36,6 +36,7 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
+        self._visible: dict[int, bytes] = {}
         self.special_tokens = dict(special_tokens or {})
         self.chat_template = chat_template
         eos = backend.token_to_id(self.special_tokens.get("eos_token", ""))
@@ -113,7 +114,12 @@ class Tokenizer:
         return WindowStream(self.decode, self._special_ids)
 
     def _visible_bytes(self, token_id: int) -> bytes:
-        return b"" if token_id in self._special_ids else self.token_bytes(token_id)
+        """A token's part of a text, looked up in the library once."""
+        found = self._visible.get(token_id)
+        if found is None:
+            found = b"" if token_id in self._special_ids else self.token_bytes(token_id)
+            self._visible[token_id] = found
+        return found
 
     @cached_property
     def _special_ids(self) -> frozenset[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from qinfer.core.types.arrays import Array
 
@@ -48,6 +49,11 @@ class SamplingInput:
     edit_scale: Array
     edit_bias: Array
     num_logprobs: int = -1
+
+    @cached_property
+    def is_plain(self) -> bool:
+        """Whether each row takes its likeliest token and nothing else is asked for."""
+        return self.num_logprobs < 0 and not self.edit_rows.size and not self.temperature.any()
 
 
 @dataclass(frozen=True, kw_only=True)

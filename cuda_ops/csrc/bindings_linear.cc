@@ -116,6 +116,27 @@ std::vector<Tensor> expert_linear(const Tensor& x, const Tensor& packed, const O
   return {y};
 }
 
+std::vector<Tensor> expert_linear_e4m3_blocks(const Tensor& x, const Tensor& packed,
+                                              const Tensor& scale, const Tensor& experts,
+                                              int64_t block, int64_t out) {
+  const int64_t rows = x.shape()[0], in = x.shape()[1], pairs = experts.numel();
+  const int64_t each = qinfer::packed_bytes(qinfer::Format::kE4M3, out, in);
+  const int64_t count = packed.numel() / each;
+  PD_CHECK(out % qinfer::kPanelOutputs == 0 && packed.numel() == count * each,
+           "qinfer_expert_linear_e4m3_blocks: the packed weights do not have this shape");
+  PD_CHECK(block > 0 && block % 4 == 0 && out % block == 0,
+           "qinfer_expert_linear_e4m3_blocks: blocks of 4, 8, 12, ..., whole ones of each expert");
+  PD_CHECK(scale.shape() == Shape({count * out / block, (in + block - 1) / block}),
+           "qinfer_expert_linear_e4m3_blocks: a scale for each block");
+  PD_CHECK(rows > 0 && pairs % rows == 0,
+           "qinfer_expert_linear_e4m3_blocks: rows must divide the pairs");
+  Tensor y = result({pairs, out}, DataType::FLOAT32, x);
+  qinfer::submit(qinfer::expert_linear_e4m3_blocks(
+      floats(x, "qinfer_expert_linear_e4m3_blocks: x"), read(packed), floats(scale, "scale"), block,
+      int32s(experts, "experts"), written(y), pairs, rows, in, out, count));
+  return {y};
+}
+
 std::vector<Tensor> mix_experts(const Tensor& routed, const Tensor& weights, const Optional& shared,
                                 const Optional& gate) {
   const int64_t tokens = weights.shape()[0], top_k = weights.shape()[1], width = routed.shape()[1];
@@ -173,6 +194,14 @@ PD_BUILD_OP(qinfer_expert_linear)
     .Attrs({"format: int64_t", "out: int64_t"})
     .SetKernelFn(PD_KERNEL(expert_linear))
     .SetInferShapeFn(PD_INFER_SHAPE(qinfer::infer::expert_linear))
+    .SetInferDtypeFn(PD_INFER_DTYPE(qinfer::infer::floats));
+
+PD_BUILD_OP(qinfer_expert_linear_e4m3_blocks)
+    .Inputs({"x", "packed", "scale", "experts"})
+    .Outputs({"y"})
+    .Attrs({"block: int64_t", "out: int64_t"})
+    .SetKernelFn(PD_KERNEL(expert_linear_e4m3_blocks))
+    .SetInferShapeFn(PD_INFER_SHAPE(qinfer::infer::expert_blocks))
     .SetInferDtypeFn(PD_INFER_DTYPE(qinfer::infer::floats));
 
 PD_BUILD_OP(qinfer_mix_experts)

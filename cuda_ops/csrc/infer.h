@@ -43,6 +43,11 @@ inline Shapes expert_linear(const Shape&, const Shape&, const OptionalShape&, co
   return {{times(experts[0], experts[1]), out}};
 }
 
+inline Shapes expert_blocks(const Shape&, const Shape&, const Shape&, const Shape& experts, int64_t,
+                            int64_t out) {
+  return {{times(experts[0], experts[1]), out}};
+}
+
 inline Shapes queries(const Shape& qkv, const Shape&, const Shape&, const Shape&,
                       const Shape& keys) {
   const int64_t kv_heads = keys[2], dim = keys[3];

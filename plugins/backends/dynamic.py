@@ -102,8 +102,9 @@ class DynamicRunner:
         self._compute: Callable[[StepInput], Logits] | None
 
         def compute(batch: StepInput) -> Logits:
-            logits = model(batch, self.layers)
-            return logits, ops.argmax(logits)
+            with paddle.no_grad():
+                logits = model(batch, self.layers)
+                return Logits.of(logits, ops.argmax(logits))
 
         if (recorder := operator_recorder()) is None:
             self._compute = lambda batch: compute(on_device(batch))
@@ -113,10 +114,11 @@ class DynamicRunner:
 
     def step(self, batch: StepInput, sampling: SamplingInput) -> StepOutput:
         """Run one step; numpy in, numpy out."""
-        if self._compute is None:
-            raise RuntimeError("the runner has been closed")
+        computed = self._open()(batch)
+        if sampling.is_plain:
+            return StepOutput(token_ids=computed.tokens.copy())
         with paddle.no_grad():
-            tokens, logprobs = ops.choose_tokens(*self._compute(batch), sampling)
+            tokens, logprobs = ops.choose_tokens(computed.logits, computed.best, sampling)
         if logprobs is None:
             return StepOutput(token_ids=tokens.numpy())
         chosen, top, ids = (part.numpy() for part in logprobs)
@@ -124,14 +126,16 @@ class DynamicRunner:
 
     def logits(self, batch: StepInput) -> Array:
         """The logits [R, vocab_size] float32 of a step, as numpy, with no token chosen."""
-        if self._compute is None:
-            raise RuntimeError("the runner has been closed")
-        with paddle.no_grad():
-            return self._compute(batch)[0].numpy()
+        return self._open()(batch).logits.numpy()
 
     def read_bandwidth(self) -> float:
         """Bytes a second that this processor reads from memory, measured now."""
         return ReadBandwidth(usable_cores()).measure()
+
+    def _open(self) -> Callable[[StepInput], Logits]:
+        if self._compute is None:
+            raise RuntimeError("the runner has been closed")
+        return self._compute
 
     def close(self) -> None:
         """Drop the model and the cache."""

@@ -69,6 +69,18 @@ def test_the_folder_depends_on_sources_target_and_compiler(compiler, tmp_path, m
     assert len(folders) == 4
 
 
+def test_what_one_processor_compiled_is_not_run_on_another(compiler, monkeypatch):
+    """The cache may have been moved, or be a network's; the other may even have the same name."""
+    here = build(plan_build())
+    flags = module.cpu_flags()
+    monkeypatch.setattr(module, "cpu_flags", lambda: f"{flags} one_more")
+    assert not plan_build().is_built
+    assert build(plan_build()) != here
+    assert len(calls(compiler, "-shared")) == 2
+    monkeypatch.setattr(module, "cpu_flags", lambda: flags)
+    assert plan_build().is_built
+
+
 def test_the_target_is_what_the_environment_says(compiler, monkeypatch):
     build(plan_build())
     assert len(calls(compiler, "-march=native")) > 1

@@ -78,6 +78,29 @@ def test_expert_linear_fp8(case, rng):
         np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
 
 
+@pytest.mark.parametrize("block", [4, 8, 128])
+def test_expert_linear_fp8_block(block, case, rng):
+    inputs, experts, (count, width, out) = case
+    out = -(-out // block) * block
+    weight = (rng.normal(size=(count * out, width)) * 40).clip(-448, 448).astype(E4M3)
+    scale = rng.uniform(1e-3, 1, (count * out // block, -(-width // block))).astype(np.float32)
+    arranged = ops.arrange_experts_fp8(*tensors(weight), count)
+    whole = np.repeat(np.repeat(scale, block, 0), block, 1)[:, :width]
+    exact = by_expert(weight.astype(np.float64) * whole, count)
+    for x in inputs.values():
+        got = ops.expert_linear_fp8_block(
+            *tensors(x), arranged, *tensors(scale, experts), block, out
+        )
+        rounded = np.zeros(x.shape)
+        for start in range(0, width, block):
+            run = x[:, start : start + block]
+            unit = np.abs(run).max(axis=1, keepdims=True) / np.float32(448)
+            codes = np.clip(run / unit, -448, 448).astype(E4M3)
+            rounded[:, start : start + block] = codes.astype(np.float64) * unit
+        want = expected(rounded, experts, exact)
+        np.testing.assert_allclose(got.numpy(), want, atol=1e-5 * np.abs(want).max())
+
+
 @pytest.mark.parametrize(("count", "out", "group"), [(60, 32, 64), (3, 20, 64), (5, 32, 128)])
 def test_expert_linear_int4(count, out, group, rng):
     experts = rng.integers(0, count, (6, 2)).astype(np.int32)
@@ -138,6 +161,11 @@ def test_experts_that_are_not_chosen_are_not_read(rng):
 
 def product_of(dtype, count, out, width, rng):
     """The arranged weights of some experts, and their product as a function of x and experts."""
+    if dtype == "fp8 blocks":
+        (codes,) = tensors((rng.normal(size=(count * out, width)) * 30).astype(E4M3))
+        (by_block,) = tensors(rng.uniform(0.1, 1, (count * out // 16, width // 16)).astype("f4"))
+        packed = ops.arrange_experts_fp8(codes, count)
+        return lambda x, e: ops.expert_linear_fp8_block(x, packed, by_block, e, 16, out)
     weight = rng.normal(size=(count * out, width)) * (3 if dtype == "int4" else 30)
     held = "int8" if dtype == "int4" else dtype
     rounded = weight.clip(-8, 7) if dtype == "int4" else weight.clip(-100, 100)
@@ -156,7 +184,7 @@ def product_of(dtype, count, out, width, rng):
     return lambda x, e: ops.expert_linear(x, arranged, e, dtype, out)
 
 
-DTYPES = ["float32", "bfloat16", "int8", "int4", "float8_e4m3fn"]
+DTYPES = ["float32", "bfloat16", "int8", "int4", "float8_e4m3fn", "fp8 blocks"]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

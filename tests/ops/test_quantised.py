@@ -201,7 +201,7 @@ def test_experts_of_fp8_in_blocks_are_single_products(repeated, rng):
         row = x[pair // top_k if repeated else pair][None]
         alone = ops.linear_fp8_block(*tensors(row), one, *tensors(scale[blocks]), None, block)
         expected = alone.numpy()[0]
-        # One of them is native, the other not: they add in different orders.
+        # Paddle's own product, the reference's, adds in an order that depends on the rows.
         assert np.abs(got[pair] - expected).max() < 1e-6 * np.abs(expected).max()
 
 

@@ -26,6 +26,11 @@ Task expert_linear_a8w8(const float* x, const void* packed, const float* scale,
                         const float* input_scale, const int32_t* experts, float* y, int64_t pairs,
                         int64_t x_rows, int64_t in, int64_t out, int64_t count);
 
+// The same as `linear_e4m3_blocks`, of experts whose outputs make whole blocks.
+Task expert_linear_e4m3_blocks(const float* x, const void* packed, const float* scale,
+                               int64_t block, const int32_t* experts, float* y, int64_t pairs,
+                               int64_t x_rows, int64_t in, int64_t out, int64_t count);
+
 // y[t] = sum over j of weights[t, j] routed[t * top_k + j], plus sigmoid(gate[t]) shared[t] where
 // these are not null. y and shared [tokens, width].
 Task mix_experts(const float* routed, const float* weights, const float* shared, const float* gate,

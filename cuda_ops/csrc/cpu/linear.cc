@@ -170,6 +170,15 @@ Task expert_linear_a8w8(const float* x, const void* packed, const float* scale,
                     [=](const Job& sorted) { return a8w8_product(sorted, input_scale); });
 }
 
+Task expert_linear_e4m3_blocks(const float* x, const void* packed, const float* scale,
+                               int64_t block, const int32_t* experts, float* y, int64_t pairs,
+                               int64_t x_rows, int64_t in, int64_t out, int64_t count) {
+  Job job = make_job(Format::kE4M3, x, packed, scale, nullptr, y, pairs, in, out);
+  job.scales = divide_up(out, block) * divide_up(in, block);
+  return of_experts(job, experts, x_rows, count,
+                    [=](const Job& sorted) { return e4m3_block_product(sorted, block); });
+}
+
 }  // namespace qinfer
 
 extern "C" int64_t qinfer_lanes() { return qinfer::kLanes; }

@@ -60,6 +60,16 @@ void BlockTiles<W>::Tile<R, P>::run(const Job& job, const Blocks& blocks, int64_
   for (int i = 0; i < P; ++i) finish(job, row, R, p + i, &total[0][i], P);
 }
 
+// The product of rounded rows.
+void block_product(const Job& job, const Blocks& blocks, const Worker& me) {
+  if constexpr (E4M3Weights::kDecodes)
+    if (job.rows >= kDecodeRows)
+      return over_decoded<E4M3Weights>(job, me, [&](const Job& some, int64_t p, int64_t end) {
+        rows_of<BlockTiles<F32Weights>::Tile, 6>(some, blocks, p, end);
+      });
+  over_tiles<BlockTiles<E4M3Weights>::Tile, 6>(job, blocks, me);
+}
+
 }  // namespace
 
 int64_t e4m3_panel_bytes(int64_t in) { return e4m3_stride(in) * kLanes; }
@@ -102,17 +112,13 @@ Task e4m3_block_product(const Job& job, int64_t block) {
       }
     });
     me.wait();
-    Job part = job;
-    part.x = reinterpret_cast<const float*>(rounded.get());
-    part.x_stride = stride;
-    part.scale = nullptr;
-    const Blocks blocks{job.scale, units.get(), block, runs};
-    if constexpr (E4M3Weights::kDecodes)
-      if (job.rows >= kDecodeRows)
-        return over_decoded<E4M3Weights>(part, me, [&](const Job& some, int64_t p, int64_t end) {
-          rows_of<BlockTiles<F32Weights>::Tile, 6>(some, blocks, p, end);
-        });
-    over_tiles<BlockTiles<E4M3Weights>::Tile, 6>(part, blocks, me);
+    each_weight(job, [&](Job part, int64_t first) {
+      const Blocks blocks{part.scale, units.get() + first * runs, block, runs};
+      part.x = reinterpret_cast<const float*>(rounded.get() + first * stride);
+      part.x_stride = stride;
+      part.scale = nullptr;
+      block_product(part, blocks, me);
+    });
   };
 }
 
