@@ -103,7 +103,7 @@ def test_gptq_lowers_the_outputs_error_on_correlated_inputs(dtype, group, layer)
     weight, x = layer
     grid = Grid(dtype=dtype, group=group)
     fit = grid.fit(weight)
-    held = gptq(weight, x, grid, fit)
+    held = gptq(weight, x.T @ x, grid, fit)
     assert error_of(weight, held, x) < 0.65 * error_of(weight, grid.rounded(weight, fit), x)
     # What it gives lies on the grid.
     np.testing.assert_allclose(grid.rounded(held, fit), held, atol=1e-6)
@@ -113,7 +113,7 @@ def test_gptq_on_independent_inputs_is_plain_rounding(rng):
     weight = rng.normal(size=(10, 32)).astype(np.float32)
     grid = Grid(dtype="int4")
     fit = grid.fit(weight)
-    held = gptq(weight, np.eye(32, dtype=np.float32) * 3, grid, fit)
+    held = gptq(weight, np.eye(32, dtype=np.float32) * 9, grid, fit)
     np.testing.assert_array_equal(held, grid.rounded(weight, fit))
 
 
@@ -135,7 +135,7 @@ def test_gptq_follows_the_algorithm_column_by_column(rng):
         error = (left[:, column] - expected[:, column]) / inverse[0, 0]
         left[:, remaining] -= error[:, None] * inverse[0]
         remaining = remaining[1:]
-    np.testing.assert_allclose(gptq(weight, x, grid, fit), expected, atol=1e-4)
+    np.testing.assert_allclose(gptq(weight, x.T @ x, grid, fit), expected, atol=1e-4)
 
 
 def test_gptq_survives_inputs_that_are_always_zero(layer):
