@@ -185,15 +185,12 @@ def _quantise(task: Task, quant: str, how: str) -> None:
     print(" ".join(arguments), file=sys.stderr, flush=True)
     call = "import sys; from qinfer.core.cli import main; main(sys.argv[1:])"
     left = task.deadline - time.time()
-    # numpy's products have threads of their own.
-    own = {"OPENBLAS_NUM_THREADS": str(task.threads)} if task.threads else {}
     try:
         subprocess.run(
             python_command(call, *arguments),
             check=True,
             stdout=subprocess.DEVNULL,
             timeout=None if left == float("inf") else max(left, 0),
-            env=os.environ | own,
         )
     except subprocess.TimeoutExpired:
         raise TimeUpError from None

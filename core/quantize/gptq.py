@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qinfer.core.quantize.products import product
 from qinfer.core.quantize.rounding import Fit, Floats, Grid
 
 Doubles = NDArray[np.floating[Any]]
@@ -30,7 +31,7 @@ more than the calibration data: between 0.03 and 0.1 the demo's error on other t
 """
 
 
-LEAST = 64
+LEAST = 128
 """Size of a triangular matrix that is inverted as a whole."""
 
 
@@ -67,7 +68,8 @@ def _in_order(left: Floats, lower: Floats, rounded: Sequence[Rounding]) -> Float
             result[row] = rounded[row](left[row])
             np.subtract(left[row], result[row], out=errors[done])
             errors[done] /= lower[row, row]
-        left[end:] -= lower[end:, start:end] @ errors
+        if end < len(left):
+            left[end:] -= product(lower[end:, start:end], errors)
     return result
 
 
@@ -100,5 +102,5 @@ def _inverse(lower: Doubles) -> Doubles:
     result = np.zeros_like(lower)
     first, last = _inverse(lower[:half, :half]), _inverse(lower[half:, half:])
     result[:half, :half], result[half:, half:] = first, last
-    result[half:, :half] = -last @ (lower[half:, :half] @ first)
+    result[half:, :half] = -product(last, product(lower[half:, :half], first))
     return result

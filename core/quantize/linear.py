@@ -8,13 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from qinfer.core.quantize.gptq import gptq
+from qinfer.core.quantize.products import product
 from qinfer.core.quantize.rounding import RANGES, Fit, Floats, Grid, input_scale, rounded_input
 from qinfer.core.quantize.scaling import awq_candidates, best_scale, smooth_candidates
 from qinfer.core.types import Array, Scheme
 
 SAMPLE = 512
-"""Tokens that scales are searched on, and errors measured, spread over the calibration data; and
-outputs that they are searched for."""
+"""Tokens that scalings are searched on, and errors measured, spread over the calibration data."""
+
+OUTPUTS = 128
+"""Rows of the weight that scalings are searched for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +68,7 @@ class Recipe:
 def quantise_linear(weight: Floats, x: Floats, recipe: Recipe) -> Quantised:
     """``weight`` [out, in], ``x`` [T, in], T at least 1."""
     grid, scheme = recipe.grid, recipe.scheme
-    sample = _spread(x)
+    sample = _spread(x, SAMPLE)
     moved = _moved(weight, x, sample, recipe)
     by = np.ones(1, np.float32) if moved is None else moved
     scaled = weight if moved is None else weight * by
@@ -73,7 +76,7 @@ def quantise_linear(weight: Floats, x: Floats, recipe: Recipe) -> Quantised:
     fit = _fit(scaled, recipe, importance=squares / len(x))
     held = scaled
     if "gptq" in recipe.methods:
-        hessian = x.T @ x
+        hessian = product(x, x, turned=True)
         hessian /= by[:, None] * by  # powers of two: nothing is rounded
         held = gptq(scaled, hessian, grid, fit)
     arrays: dict[str, Array] = {
@@ -104,16 +107,16 @@ def _moved(weight: Floats, x: Floats, sample: Floats, recipe: Recipe) -> Floats 
     grid = recipe.grid
 
     def outputs(inputs: Floats, weights: Floats) -> Floats:
-        held = grid.rounded(weights, grid.fit(weights))
-        product: Floats = _inputs(inputs, recipe) @ held.T
-        return product
+        fit = grid.fit(weights, recipe.weight_range, (inputs**2).mean(axis=0))
+        result: Floats = _inputs(inputs, recipe) @ grid.rounded(weights, fit).T
+        return result
 
-    return best_scale(sample, _spread(weight), kinds[names[0]](x, weight), outputs)
+    return best_scale(sample, _spread(weight, OUTPUTS), kinds[names[0]](x, weight), outputs)
 
 
-def _spread(rows: Floats) -> Floats:
-    """``SAMPLE`` of the rows, or all, at equal distances."""
-    spread: Floats = rows[np.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).astype(int)]
+def _spread(rows: Floats, count: int) -> Floats:
+    """So many of the rows, or all, at equal distances."""
+    spread: Floats = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
     return spread
 
 
