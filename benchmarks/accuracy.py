@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from typing import Any
 
 from benchmarks.accuracy_table import REFERENCE, write_table
 from qinfer.core.child import python_command
+from qinfer.core.hardware.machine import usable_cores
 from qinfer.core.measure.evaluate import evaluate
 from qinfer.core.progress import NoProgress, TerminalProgress
 from qinfer.core.types import RunConfig
@@ -90,7 +90,7 @@ class Task:
     @property
     def threads(self) -> int:
         """Of each process."""
-        return 0 if self.jobs == 1 else max(1, (os.cpu_count() or 1) // self.jobs)
+        return 0 if self.jobs == 1 else max(1, usable_cores() // self.jobs)
 
     @property
     def scores_file(self) -> Path:

@@ -16,7 +16,7 @@ from qinfer.core.types import Array, Scheme
 SAMPLE = 512
 """Tokens that scalings are searched on, and errors measured, spread over the calibration data."""
 
-OUTPUTS = 128
+OUTPUTS = 64
 """Rows of the weight that scalings are searched for."""
 
 
