@@ -27,9 +27,9 @@ errors stay in the processor's cache."""
 
 DAMP = 0.05
 """Share of the mean diagonal added to the Hessian's, so that it can be inverted, and that it fits
-more than the calibration data: between 0.03 and 0.1 the demo's error on other texts is least.
+more than the calibration data: between 0.03 and 0.1 the demo's error on other texts is least, for
+integers and e4m3 alike.
 """
-
 
 LEAST = 128
 """Size of a triangular matrix that is inverted as a whole."""
