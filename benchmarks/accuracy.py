@@ -1,34 +1,39 @@
 """The accuracy table of the documentation: every scheme and method on the demo checkpoint.
 
     python -m benchmarks.accuracy            # writes docs/accuracy.md
+    python -m benchmarks.accuracy --jobs 8   # on a machine with 16 cores
     python -m benchmarks.accuracy --model FOLDER --text FILE --output table.md --work FOLDER
 
 Each quantised checkpoint is written into a folder and evaluated against the model itself. That
 folder is a temporary one, or --work, which is kept: checkpoints and scores that it has are not made
 again, and what is half done goes on. So with --work and --seconds the table can be made bit by bit;
-it has the rows that are there.
+it has the rows that are there, in the order below. With --jobs some rows are made side by side, by
+processes that share the processor's cores; each computes the reference for itself.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.accuracy_table import REFERENCE, write_table
 from qinfer.core.child import python_command
+from qinfer.core.hardware.machine import usable_cores
 from qinfer.core.measure.evaluate import evaluate
-from qinfer.core.progress import TerminalProgress
+from qinfer.core.progress import NoProgress, TerminalProgress
 from qinfer.core.types import RunConfig
 
 PAGE = Path(__file__).parents[1] / "docs" / "accuracy.md"
-MARK = "<!-- made by python -m benchmarks.accuracy -->"
 
 ON_THE_FLY = (
     "wint8",
@@ -61,8 +66,6 @@ CALIBRATED = (
     ("fp8", "--method gptq"),
     ("fp8", "--method gptq --activations tensor"),
 )
-COLUMNS = "| scheme | how | perplexity | change | mean KL | top-1 agreement |\n"
-REFERENCE = "none | the reference"
 
 Run = tuple[str, RunConfig]
 
@@ -71,61 +74,117 @@ class TimeUpError(Exception):
     """There is no time for what comes next."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is asked for: the ``model``, the evaluation ``text``, the folder of what is made, when
+    to stop (by ``time.time``), how many rows to make at once, and with how many threads each (0:
+    as the machine has cores).
+    """
+
+    model: str
+    text: Path | None
+    folder: Path
+    deadline: float
+    jobs: int
+
+    @property
+    def threads(self) -> int:
+        """Of each process."""
+        return 0 if self.jobs == 1 else max(1, usable_cores() // self.jobs)
+
+    @property
+    def scores_file(self) -> Path:
+        """A line for each row that is scored."""
+        return self.folder / "scores.jsonl"
+
+    def made(self, quant: str, how: str) -> Path:
+        """The folder of a quantised checkpoint."""
+        return self.folder / f"{quant} {how}".replace(" --", " ").replace(" ", "-")
+
+    def scores(self) -> dict[str, Any]:
+        """What is known so far, by label."""
+        if not self.scores_file.exists():
+            return {}
+        lines = self.scores_file.read_text(encoding="utf-8").splitlines()
+        return {score["label"]: score for score in map(json.loads, lines)}
+
+    def run_config(self, model: str, quant: str, **more: Any) -> RunConfig:
+        """A run over windows of the text, one at a time."""
+        return RunConfig(
+            model=model, quant=quant, max_model_len=512, max_num_seqs=1,
+            threads=self.threads, **more,
+        )  # fmt: skip
+
+
 def main() -> None:
     """Quantise, evaluate and write the table; exit code 75 where time ran out before its end."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="")
     parser.add_argument("--text", type=Path, default=None)
     parser.add_argument("--output", type=Path, default=PAGE)
     parser.add_argument("--work", type=Path, default=None)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so many")
+    parser.add_argument("--jobs", type=int, default=1, help="rows to make side by side")
     asked = parser.parse_args()
-    deadline = time.monotonic() + asked.seconds
     with tempfile.TemporaryDirectory(prefix="qinfer-accuracy-") as temporary:
-        folder = asked.work or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
-        runs, path, code = list(_runs(asked.model, folder)), folder / "scores.json", 0
-        try:
-            for quant, how in CALIBRATED:
-                _quantise(asked.model, quant, how, folder, deadline)
-            _score(asked.model, asked.text, runs, path, deadline)
-        except TimeUpError:
-            print("time is up: the same command goes on from here", file=sys.stderr)
-            code = 75
-        scores = _read(path)
-    labels = [label for label in (REFERENCE, *(label for label, _ in runs)) if label in scores]
-    rows = "".join(_row(label, scores) for label in labels)
-    _write(asked.output, COLUMNS + "| --- | --- | --- | --- | --- | --- |\n" + rows)
+        task = Task(
+            model=asked.model,
+            text=asked.text,
+            folder=asked.work or Path(temporary),
+            deadline=time.time() + asked.seconds,
+            jobs=asked.jobs,
+        )
+        task.folder.mkdir(parents=True, exist_ok=True)
+        code = _make(task)
+        labels = [REFERENCE, *(label for label, _ in _runs(task))]
+        write_table(asked.output, labels, task.scores())
     sys.exit(code)
 
 
-def _runs(model: str, folder: Path) -> Iterator[Run]:
+def _make(task: Task) -> int:
+    """All that is missing, or as much as there is time for; the exit code."""
+    try:
+        with ThreadPoolExecutor(task.jobs) as pool:
+            list(pool.map(lambda made: _quantise(task, *made), CALIBRATED))
+        known = task.scores()
+        missing = [run for run in _runs(task) if run[0] not in known]
+        if task.jobs == 1:
+            _score(task, missing)
+            return 0
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(task.jobs, mp_context=spawn) as processes:
+            shares = [missing[first :: task.jobs] for first in range(task.jobs)]
+            list(processes.map(_score, [task] * task.jobs, shares))
+    except TimeUpError:
+        print("time is up: the same command goes on from here", file=sys.stderr)
+        return 75
+    return 0
+
+
+def _runs(task: Task) -> Iterator[Run]:
     """Every row, with what it takes to run it."""
-    base = {"max_model_len": 512, "max_num_seqs": 1}
     for name in ON_THE_FLY:
-        yield f"{name} | on the fly", RunConfig(model=model, quant=name, **base)
+        yield f"{name} | on the fly", task.run_config(task.model, name)
     for kind in CACHES:
-        run = RunConfig(model=model, quant="none", kv_cache_dtype=kind, **base)
+        run = task.run_config(task.model, "none", kv_cache_dtype=kind)
         yield f"none | `--kv-cache-dtype {kind}`", run
     for quant, how in CALIBRATED:
-        made = str(_output(folder, quant, how))
-        yield f"{quant} | `{how}`", RunConfig(model=made, quant="auto", **base)
+        yield f"{quant} | `{how}`", task.run_config(str(task.made(quant, how)), "auto")
 
 
-def _output(folder: Path, quant: str, how: str) -> Path:
-    return folder / f"{quant} {how}".replace(" --", " ").replace(" ", "-")
-
-
-def _quantise(model: str, quant: str, how: str, folder: Path, deadline: float) -> None:
+def _quantise(task: Task, quant: str, how: str) -> None:
     """A checkpoint, unless it is there; what was begun before is continued."""
-    output = _output(folder, quant, how)
+    output = task.made(quant, how)
     if output.exists():
         return
     arguments = ["quantize", "--quant", quant, *how.split(), "--output", str(output)]
-    arguments += ["--model", model] if model else []
+    arguments += ["--threads", str(task.threads)] if task.threads else []
+    arguments += ["--model", task.model] if task.model else []
     print(" ".join(arguments), file=sys.stderr, flush=True)
     call = "import sys; from qinfer.core.cli import main; main(sys.argv[1:])"
-    left = deadline - time.monotonic()
+    left = task.deadline - time.time()
     try:
         subprocess.run(
             python_command(call, *arguments),
@@ -137,44 +196,20 @@ def _quantise(model: str, quant: str, how: str, folder: Path, deadline: float) -
         raise TimeUpError from None
 
 
-def _score(model: str, text: Path | None, runs: Sequence[Run], path: Path, deadline: float) -> None:
-    """Score the rows that a file of them by label lacks; each is in it as soon as it is known."""
-    scores = _read(path)
-    missing = [(label, run) for label, run in runs if label not in scores]
-    if missing:
-        reference = RunConfig(model=model, quant="none", max_model_len=512, max_num_seqs=1)
-        for score in evaluate(reference, missing, text=text, progress=TerminalProgress()):
-            label = REFERENCE if score.mean_kl is None else score.label
-            scores[label] = asdict(score)
-            path.write_text(json.dumps(scores, indent=1))
-            if time.monotonic() > deadline and len(scores) <= len(runs):
-                raise TimeUpError
-
-
-def _read(path: Path) -> dict[str, Any]:
-    scores: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return scores
-
-
-def _row(label: str, scores: dict[str, Any]) -> str:
-    own, first = scores[label], scores[REFERENCE]["perplexity"]
-    if label == REFERENCE:
-        return f"| {label} | {first:.3f} | | | |\n"
-    return (
-        f"| {label} | {own['perplexity']:.3f} | {own['perplexity'] / first - 1:+.2%} "
-        f"| {own['mean_kl']:.4f} | {own['top1_agreement']:.1%} |\n"
-    )
-
-
-def _write(output: Path, table: str) -> None:
-    """Into the page, in place of the table that it has, or as a file of its own."""
-    print(table)
-    if not output.exists():
-        output.write_text(table, encoding="utf-8")
+def _score(task: Task, missing: Sequence[Run]) -> None:
+    """Score some rows, each of which is noted as soon as it is known."""
+    if not missing:
         return
-    begin, _, rest = output.read_text(encoding="utf-8").partition(MARK)
-    after = rest.partition("\n\n")[2].partition("\n\n")[2]
-    output.write_text(f"{begin}{MARK}\n\n{table}\n{after}", encoding="utf-8")
+    reference = task.run_config(task.model, "none")
+    progress = TerminalProgress() if task.jobs == 1 else NoProgress()
+    scores = evaluate(reference, missing, text=task.text, progress=progress)
+    for done, score in enumerate(scores):
+        label = REFERENCE if score.mean_kl is None else score.label
+        line = json.dumps(asdict(score) | {"label": label}) + "\n"
+        with task.scores_file.open("a", encoding="utf-8") as file:
+            file.write(line)
+        if time.time() > task.deadline and done < len(missing):
+            raise TimeUpError
 
 
 if __name__ == "__main__":

@@ -28,11 +28,12 @@ class TerminalProgress:
             Progress,
             ProgressColumn,
             TextColumn,
+            TimeRemainingColumn,
         )
 
         counted: list[ProgressColumn] = [MofNCompleteColumn(), TextColumn(unit)]
         amount = [DownloadColumn()] if unit == "bytes" else counted
-        columns = (TextColumn("{task.description}"), BarColumn(), *amount)
+        columns = (TextColumn("{task.description}"), BarColumn(), *amount, TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task(text, total=total)
             yield lambda done: progress.advance(task, done)

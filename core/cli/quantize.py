@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,8 @@ def command(
 
     Finished layers are kept in DIR.partial until all are done: the same command continues.
     """
+    # numpy's small products are faster with one thread, beside Paddle's. It is imported below.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from qinfer.core.cli.plot import pyplot
     from qinfer.core.progress import TerminalProgress
     from qinfer.core.quantize.quantize import quantize

@@ -8,12 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from qinfer.core.quantize.gptq import gptq
+from qinfer.core.quantize.products import product
 from qinfer.core.quantize.rounding import RANGES, Fit, Floats, Grid, input_scale, rounded_input
 from qinfer.core.quantize.scaling import awq_candidates, best_scale, smooth_candidates
 from qinfer.core.types import Array, Scheme
 
 SAMPLE = 512
-"""Tokens that scales are searched on, and errors measured, spread over the calibration data."""
+"""Tokens that scalings are searched on, and errors measured, spread over the calibration data."""
+
+OUTPUTS = 64
+"""Rows of the weight that scalings are searched for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +68,17 @@ class Recipe:
 def quantise_linear(weight: Floats, x: Floats, recipe: Recipe) -> Quantised:
     """``weight`` [out, in], ``x`` [T, in], T at least 1."""
     grid, scheme = recipe.grid, recipe.scheme
-    sample = x[np.linspace(0, len(x) - 1, min(SAMPLE, len(x))).astype(int)]
+    sample = _spread(x, SAMPLE)
     moved = _moved(weight, x, sample, recipe)
     by = np.ones(1, np.float32) if moved is None else moved
-    scaled, eased = weight * by, x / by
-    fit = _fit(scaled, recipe, importance=(eased**2).mean(axis=0))
-    held = gptq(scaled, eased, grid, fit) if "gptq" in recipe.methods else scaled
+    scaled = weight if moved is None else weight * by
+    squares = np.einsum("ti,ti->i", x, x) / by**2
+    fit = _fit(scaled, recipe, importance=squares / len(x))
+    held = scaled
+    if "gptq" in recipe.methods:
+        hessian = product(x, x, turned=True)
+        hessian /= by[:, None] * by  # powers of two: nothing is rounded
+        held = gptq(scaled, hessian, grid, fit)
     arrays: dict[str, Array] = {
         "weight": grid.codes(held, fit),
         "scale": fit.scale if scheme.weight_scale == "group" else fit.scale[:, 0].copy(),
@@ -80,7 +89,7 @@ def quantise_linear(weight: Floats, x: Floats, recipe: Recipe) -> Quantised:
         arrays["smooth"] = (1 / moved).astype(np.float32)
     fixed = recipe.input_scale
     if scheme.input_scale == "tensor":
-        fixed = fixed or max(input_scale(grid, eased, recipe.range), 1e-30)
+        fixed = fixed or max(input_scale(grid, x / by, recipe.range), 1e-30)
         arrays["input_scale"] = np.array([fixed], np.float32)
     exact = sample @ weight.T
     error = _inputs(sample / by, recipe, fixed) @ grid.rounded(held, fit).T - exact
@@ -98,11 +107,17 @@ def _moved(weight: Floats, x: Floats, sample: Floats, recipe: Recipe) -> Floats 
     grid = recipe.grid
 
     def outputs(inputs: Floats, weights: Floats) -> Floats:
-        held = grid.rounded(weights, grid.fit(weights))
-        product: Floats = _inputs(inputs, recipe) @ held.T
-        return product
+        fit = grid.fit(weights, recipe.weight_range, (inputs**2).mean(axis=0))
+        result: Floats = _inputs(inputs, recipe) @ grid.rounded(weights, fit).T
+        return result
 
-    return best_scale(sample, weight, kinds[names[0]](x, weight), outputs)
+    return best_scale(sample, _spread(weight, OUTPUTS), kinds[names[0]](x, weight), outputs)
+
+
+def _spread(rows: Floats, count: int) -> Floats:
+    """So many of the rows, or all, at equal distances."""
+    spread: Floats = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
+    return spread
 
 
 def _fit(weight: Floats, recipe: Recipe, importance: Floats) -> Fit:

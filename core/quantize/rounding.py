@@ -38,6 +38,10 @@ class Fit:
     scale: Floats
     zero: Floats | None = None
 
+    def rows(self, part: slice) -> Fit:
+        """Those of some rows of the weight."""
+        return Fit(scale=self.scale[part], zero=None if self.zero is None else self.zero[part])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:

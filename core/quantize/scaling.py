@@ -28,10 +28,11 @@ def smooth_candidates(x: Floats, weight: Floats) -> Iterator[Floats]:
 
 
 def awq_candidates(x: Floats, weight: Floats) -> Iterator[Floats]:
-    """AWQ's s = mean|x|^a for strengths a from 0.05 to 1."""
+    """AWQ's s = mean|x|^a / mean|W|^(1-a) for strengths a from 0.05 to 1."""
     inputs = np.maximum(np.abs(x).mean(axis=0), SMALL)
-    for step in range(1, 21):
-        yield _centred(inputs ** np.float32(step / 20))
+    columns = np.maximum(np.abs(weight).mean(axis=0), SMALL)
+    for strength in np.arange(0.05, 1.01, 0.05, dtype=np.float32):
+        yield _centred(inputs**strength / columns ** (1 - strength))
 
 
 def best_scale(

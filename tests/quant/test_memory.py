@@ -23,6 +23,8 @@ GROUPS = {
 """Inputs that share a scale, 0 for all, and the float32 numbers that a group has: its scale, and
 what its zero point stands for.
 """
+HEAD = "-h8"
+"""What the names end in of schemes whose vocabulary head is int8."""
 
 
 @pytest.fixture(autouse=True)
@@ -46,20 +48,22 @@ def folder(request, tmp_path_factory):
 
 def arithmetic_size(spec, quant, kept):
     """Bytes of one linear: its codes, and float32 scales and biases."""
-    bits = 16 if spec.name in kept else BITS.get(quant, 4)
+    own = quant.removesuffix(HEAD)
+    bits = 8 if spec.name == "lm_head" else BITS.get(own, 4)
+    bits = 16 if spec.name in kept or own == "none" else bits
     scales = {16: 0, 8: spec.rows}.get(bits)
     if scales is None:
-        size, numbers = GROUPS[quant]
+        size, numbers = GROUPS[own]
         scales = numbers * spec.rows * spec.in_features // (size or spec.in_features)
     return spec.rows * spec.in_features * bits // 8 + 4 * (scales + spec.bias * spec.rows)
 
 
-@pytest.mark.parametrize("quant", [*BITS, *GROUPS])
+@pytest.mark.parametrize("quant", [*BITS, *GROUPS, f"wint8{HEAD}", f"wint4{HEAD}"])
 def test_parameters_take_their_arithmetic_size(folder, quant):
     run = RunConfig(model=str(folder), quant=quant)
     opened = load_model(run, select(run), folder, NoProgress())
     config, kept = opened.config, opened.stats.skipped
-    assert set(kept) >= ({"lm_head"} if quant != "none" else set())
+    assert ("lm_head" in kept) == (quant != "none" and not quant.endswith(HEAD))
     specs = opened.hooks.linear_layers(config)
     assert sum(opened.stats.layers_by_scheme.values()) == len(specs)
     embedding = 2 * config.vocab_size * config.hidden_size

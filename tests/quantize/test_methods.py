@@ -4,6 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from qinfer.core.quantize import gptq as gptq_module
 from qinfer.core.quantize.gptq import gptq
 from qinfer.core.quantize.linear import Recipe, quantise_linear
 from qinfer.core.quantize.rounding import (
@@ -103,7 +104,7 @@ def test_gptq_lowers_the_outputs_error_on_correlated_inputs(dtype, group, layer)
     weight, x = layer
     grid = Grid(dtype=dtype, group=group)
     fit = grid.fit(weight)
-    held = gptq(weight, x, grid, fit)
+    held = gptq(weight, x.T @ x, grid, fit)
     assert error_of(weight, held, x) < 0.65 * error_of(weight, grid.rounded(weight, fit), x)
     # What it gives lies on the grid.
     np.testing.assert_allclose(grid.rounded(held, fit), held, atol=1e-6)
@@ -113,7 +114,7 @@ def test_gptq_on_independent_inputs_is_plain_rounding(rng):
     weight = rng.normal(size=(10, 32)).astype(np.float32)
     grid = Grid(dtype="int4")
     fit = grid.fit(weight)
-    held = gptq(weight, np.eye(32, dtype=np.float32) * 3, grid, fit)
+    held = gptq(weight, np.eye(32, dtype=np.float32) * 9, grid, fit)
     np.testing.assert_array_equal(held, grid.rounded(weight, fit))
 
 
@@ -135,7 +136,31 @@ def test_gptq_follows_the_algorithm_column_by_column(rng):
         error = (left[:, column] - expected[:, column]) / inverse[0, 0]
         left[:, remaining] -= error[:, None] * inverse[0]
         remaining = remaining[1:]
-    np.testing.assert_allclose(gptq(weight, x, grid, fit), expected, atol=1e-4)
+    np.testing.assert_allclose(gptq(weight, x.T @ x, grid, fit), expected, atol=1e-4)
+
+
+def test_gptq_in_parts_gives_the_same(layer, monkeypatch):
+    weight, x = layer
+    grid = Grid(dtype="int4", group=16, has_zero=True)
+    fit = grid.fit(weight)
+    whole = gptq(weight, x.T @ x, grid, fit)
+    monkeypatch.setattr(gptq_module, "OUTPUTS", 16)
+    monkeypatch.setattr(gptq_module, "BLOCK", 7)
+    np.testing.assert_allclose(gptq(weight, x.T @ x, grid, fit), whole, atol=1e-5)
+
+
+def test_the_factor_makes_the_damped_inverse(rng):
+    x = rng.normal(size=(900, 400)).astype(np.float32)
+    x[:, 7] = 0
+    hessian = x.T @ x
+    order = rng.permutation(400)
+    lower = gptq_module._inverse_factor(hessian, order).astype(np.float64)
+    damped = hessian.astype(np.float64)
+    damped[7, 7] = 1
+    damped += gptq_module.DAMP * np.mean(np.diag(damped)) * np.eye(400)
+    expected = np.linalg.inv(damped[np.ix_(order, order)])
+    np.testing.assert_allclose(lower @ lower.T, expected, atol=1e-6 * np.abs(expected).max())
+    assert not np.triu(lower, 1).any()
 
 
 def test_gptq_survives_inputs_that_are_always_zero(layer):
@@ -160,6 +185,20 @@ def test_the_best_scale_is_the_best_of_those_tried(candidates, layer):
     tried = [error(scale) for scale in candidates(x, weight)]
     assert error(found) == pytest.approx(min(tried))
     assert error(found) < 0.5 * error(np.ones(48, np.float32))
+
+
+@pytest.mark.parametrize("zero_points", [False, True])
+def test_awq_lowers_the_error_that_searched_scales_leave(zero_points, layer):
+    """It is judged by those scales, so what it finds cannot be worse than no scaling."""
+    weight, x = layer
+    scheme = Scheme(name="wint4", weight_dtype="int4", weight_scale="group", group_size=16)
+    plain, scaled = (
+        quantise_linear(
+            weight, x, Recipe(scheme=scheme, methods=by, may_scale=True, zero_points=zero_points)
+        ).error
+        for by in ({"mse"}, {"awq", "mse"})
+    )
+    assert scaled < 0.95 * plain
 
 
 @pytest.mark.parametrize("method", ["absmax", "mse", "smoothquant", "gptq", "smoothquant+gptq"])

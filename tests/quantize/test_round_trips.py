@@ -15,27 +15,29 @@ from qinfer.core.types import RunConfig
 from qinfer.cuda_ops import table
 
 LENGTH = 48
-FAMILIES = ["qwen_plain", "qwen3", "qwen3_moe", "moe_norm"]
-EVERYWHERE = [
+MODELS = {**tiny.CASES, "wide": tiny.WIDE, "wide_experts": tiny.WIDE_EXPERTS}
+FAMILIES = ["qwen_plain", "gqa", "moe", "moe_norm", "qwen3", "qwen3_moe"]
+SCHEMES = [
     {"quant": "wint8", "method": "awq+gptq"},
-    {"quant": "wint4", "group_size": 16},
-    {"quant": "a8w8", "method": "smoothquant+gptq"},
-    {"quant": "fp8", "kv_cache_dtype": "fp8"},
-    {"quant": "a8w8c8", "format": "paddlenlp"},
-    {"quant": "fp8", "format": "paddlenlp", "kv_cache_dtype": "int8"},
-]
-MORE = [
     {"quant": "wint8", "method": "percentile"},
+    {"quant": "wint4", "group_size": 16},
     {"quant": "wint4", "group_size": -1, "method": "awq+mse"},
     {"quant": "wint4", "group_size": 16, "zero_points": True, "method": "awq+gptq"},
     {"quant": "wint4-channel-zp", "method": "percentile"},
-    {"quant": "a8w8c8", "activations": "tensor", "method": "smoothquant+mse"},
+    {"quant": "a8w8", "method": "smoothquant+gptq"},
     {"quant": "a8w8", "format": "paddlenlp", "method": "mse", "skip": "*.down,layers.1.*"},
+    {"quant": "a8w8c8", "activations": "tensor", "method": "smoothquant+mse"},
+    {"quant": "a8w8c8", "format": "paddlenlp"},
+    {"quant": "fp8", "kv_cache_dtype": "fp8"},
     {"quant": "fp8", "activations": "tensor", "method": "percentile", "kv_cache_dtype": "int8"},
+    {"quant": "fp8", "format": "paddlenlp", "kv_cache_dtype": "int8"},
 ]
+GROUPS = ["wint4", "wint4-zp", "wint4-g128", "wint4-g128-zp", "wint4-channel"]
+"""Which need as many inputs as only wide models have."""
+
 CASES = [
-    *((family, changes) for family in FAMILIES for changes in EVERYWHERE),
-    *((family, changes) for family in ("gqa", "moe") for changes in (*EVERYWHERE, *MORE)),
+    *((family, changes) for family in FAMILIES for changes in SCHEMES),
+    *((name, {"quant": quant}) for name in ("wide", "wide_experts") for quant in GROUPS),
 ]
 
 
@@ -51,7 +53,7 @@ def folders(tmp_path_factory):
     def folder(family):
         if family not in made:
             path = tmp_path_factory.mktemp("round") / family
-            made[family] = tiny.write_checkpoint(path, tiny.CASES[family], dtype="bfloat16")
+            made[family] = tiny.write_checkpoint(path, MODELS[family], dtype="bfloat16")
         return made[family]
 
     return folder
