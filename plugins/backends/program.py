@@ -54,7 +54,8 @@ def save(model: Model, cache: CacheSpec, folder: Path) -> None:
     pending = [_pending(name, tensor) for name, tensor in traced.parameters.items()]
     # Those that keep the next one aligned first.
     write_tensors(folder / PARAMETERS, sorted(pending, key=lambda one: one.nbytes % ALIGNED != 0))
-    _leave_to_the_disk(folder / PARAMETERS)
+    if all(tensor.place.is_cpu_place() for tensor in traced.parameters.values()):
+        _leave_to_the_disk(folder / PARAMETERS)  # it will be mapped, not copied to a card
 
 
 def _leave_to_the_disk(path: Path) -> None:
