@@ -38,7 +38,7 @@ ENOUGH, ATTEMPTS = 1.8, 4
 
 
 def main() -> None:
-    """Measure each scheme and print its table."""
+    """Measure each scheme; print every process's line as it comes, and a table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.static", description=__doc__)
     parser.add_argument("--scheme", nargs="*", default=SCHEMES)
     parser.add_argument("--rounds", type=int, default=3, help="of four processes each")
@@ -69,6 +69,7 @@ def measure(scheme: str, output: Path, *ways: str) -> dict[str, Any]:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(f"{scheme}: {done.stderr.strip()[-500:]}")
+        print(done.stdout, end="", flush=True)
         found.append(json.loads(done.stdout))
     return max(found, key=lambda pair: float(pair["processors"]))
 
