@@ -3,8 +3,9 @@
 The demo in each scheme, dynamic and exported, by turns in one process (static_pair.py), in both
 orders and in several processes, as where memory lies differs from process to process. Processes
 with one of the two twice show how far models that are the same model are apart: what is within
-that is not a difference. Last the commands' start-up, as whole processes until the first byte. The
-exit code is 1 when tokens differ.
+that is not a difference. A process that did not have its two processors is measured again. Last
+the commands' start-up, as whole processes until the first byte. The exit code is 1 when tokens
+differ.
 """
 
 from __future__ import annotations
@@ -32,10 +33,12 @@ from qinfer.core.types import RunConfig
 SCHEMES = ["none", "wint8", "wint4", "a8w8", "a8w8c8", "fp8"]
 WAYS = ("dynamic", "static")
 PAIRS = (("dynamic", "static"), ("static", "dynamic"), ("dynamic", "dynamic"), ("static", "static"))
+ENOUGH, ATTEMPTS = 1.8, 4
+"""Processors that two threads have when nobody else computes, and how often that is tried."""
 
 
 def main() -> None:
-    """Measure each scheme and print its table."""
+    """Measure each scheme; print every process's line as it comes, and a table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.static", description=__doc__)
     parser.add_argument("--scheme", nargs="*", default=SCHEMES)
     parser.add_argument("--rounds", type=int, default=3, help="of four processes each")
@@ -59,13 +62,16 @@ def main() -> None:
 
 
 def measure(scheme: str, output: Path, *ways: str) -> dict[str, Any]:
-    """What static_pair.py says of the two."""
+    """What static_pair.py says of the two, the time they had most of the processors."""
     command = [sys.executable, "-m", "benchmarks.static_pair", scheme, str(output), *ways]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{scheme}: {done.stderr.strip()[-500:]}")
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
+    found: list[dict[str, Any]] = []
+    while len(found) < ATTEMPTS and not any(pair["processors"] > ENOUGH for pair in found):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"{scheme}: {done.stderr.strip()[-500:]}")
+        print(done.stdout, end="", flush=True)
+        found.append(json.loads(done.stdout))
+    return max(found, key=lambda pair: float(pair["processors"]))
 
 
 def startup(scheme: str, output: Path, rounds: int) -> dict[str, Any]:
@@ -93,6 +99,8 @@ def same_tokens(found: dict[str, Any]) -> bool:
 def show(scheme: str, found: dict[str, Any]) -> None:
     """A row for each of the two, one for their ratios, one for ratios of the same one twice."""
     title = "the same tokens" if same_tokens(found) else "OTHER TOKENS"
+    least = min(pair["processors"] for pair in found["pairs"])
+    title += f"; {least:.2f} processors or more"
     table = Table(scheme, *(f"{name} ms" for name in COLUMNS), "start-up s", title=title)
     mixed = [dict(zip(pair["ways"], pair["ms"], strict=True)) for pair in found["pairs"]]
     mixed = [pair for pair in mixed if len(pair) == len(WAYS)]

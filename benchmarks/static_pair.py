@@ -7,7 +7,7 @@ twice shows how much two that are alike differ, by where their memory lies. Prom
 16 greedy tokens after each, then one decoding step, as the engine asks for it: the time in its
 operators, which are replayed, and what the runner spends beside them; and the same step without a
 recording, as the first two of each batch size are. Prints one JSON line: medians in milliseconds of
-both, and whether their tokens were the same.
+both, whether their tokens were the same, and how many processors the two threads had on average.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ def main() -> None:
     llms = [LLM(**opened[way], **settings) for way in ways]
     tokens: list[list[Any]] = [[] for _ in llms]
     times: list[dict[str, list[float]]] = [{name: [] for name in COLUMNS} for _ in llms]
+    begin, computed = time.perf_counter(), time.process_time()
     warming, *prompts = make_prompts(demo_folder(), 128, PROMPTS + 2, 1)
     for turn, (prompt,) in enumerate([warming, *prompts]):
         for told, found, llm in zip(tokens, times, llms, strict=True):
@@ -55,7 +56,9 @@ def main() -> None:
             for name, seconds in step.timed().items():
                 found[name].append(seconds)
     middle = [{name: 1e3 * median(taken) for name, taken in found.items()} for found in times]
-    print(json.dumps({"ways": ways, "ms": middle, "same": tokens[0] == tokens[1]}), flush=True)
+    had = (time.process_time() - computed) / (time.perf_counter() - begin)
+    facts = {"same": tokens[0] == tokens[1], "processors": had}
+    print(json.dumps({"ways": ways, "ms": middle, **facts}), flush=True)
     for llm in llms:
         llm.close()
 

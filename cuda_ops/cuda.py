@@ -192,7 +192,7 @@ def _embed(token_ids: Tensor, table: Tensor, dtype: str) -> Tensor:
 
 
 def _take_rows(x: Tensor, rows: Tensor) -> Tensor:
-    return _run("qinfer_cuda_gather", x, rows)[0]
+    return _run("qinfer_cuda_take_rows", x, rows)[0]
 
 
 def _to_float32(x: Tensor) -> Tensor:

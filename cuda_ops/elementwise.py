@@ -17,7 +17,7 @@ def embed(token_ids: Tensor, table: Tensor, dtype: str) -> Tensor:
 
 @operator
 def take_rows(x: Tensor, rows: Tensor) -> Tensor:
-    """Rows ``rows`` [R] of ``x`` [T, H]: [R, H]."""
+    """Rows ``rows`` [R] of ``x`` [T, H], all of them in order where R is T: [R, H]."""
     return paddle.gather(x, rows)
 
 

@@ -4,7 +4,7 @@ python -m benchmarks.gpu.static qwen2-0.5b qwen2-1.5b:fp8
 
 A checkpoint of random weights in a published shape is written, and exported. Prompts and steps are
 measured in one process by turns; start-up as whole processes, from the command to the first byte
-of an answer, with the files in the system's cache.
+of an answer, with the files in the system's cache. The first of each is not counted.
 """
 
 from __future__ import annotations
@@ -28,42 +28,55 @@ WAYS = ("dynamic", "static")
 
 
 def main() -> None:
-    """Three rows for each model."""
+    """Some lines for each model, as soon as they are known."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.static", description=__doc__)
     parser.add_argument("models", nargs="+", metavar="MODEL[:SCHEME]")
     parser.add_argument("--prompt", type=int, default=1024, help="tokens")
+    parser.add_argument("--starts", type=int, default=3, help="of each; 0: measure none")
+    parser.add_argument("--checkpoints", type=Path, help="a folder to keep them in")
     options = parser.parse_args()
     for model in options.models:
         name, _, scheme = model.partition(":")
         with tempfile.TemporaryDirectory() as folder:
-            compare(name, scheme or "none", options.prompt, Path(folder))
+            checkpoint = (options.checkpoints or Path(folder)) / name
+            if not checkpoint.exists():
+                write_checkpoint(checkpoint, name)
+            output, label = Path(folder) / "exported", f"{name} {scheme or 'none'}"
+            export(checkpoint, scheme or "none", output, label)
+            compare(checkpoint, scheme or "none", output, options.prompt, label)
+            if options.starts:
+                startup(checkpoint, scheme or "none", output, options.starts, label)
 
 
-def compare(name: str, scheme: str, prompt: int, folder: Path) -> None:
-    """Measure both ways, print, and say when tokens differ."""
+def export(checkpoint: Path, scheme: str, output: Path, label: str) -> None:
+    """Export and say how long it took."""
     from qinfer.core.export.make import export_model
     from qinfer.core.progress import NoProgress
     from qinfer.core.types import RunConfig
 
-    checkpoint, output = folder / "checkpoint", folder / "exported"
-    write_checkpoint(checkpoint, name)
     begin = time.perf_counter()
     run = RunConfig(model=str(checkpoint), backend="static", device="gpu", quant=scheme)
     export_model(run, output, NoProgress())
     took = time.perf_counter() - begin
     size = (output / "parameters.safetensors").stat().st_size / 1e9
-    print(f"{name} {scheme}: {size:.2f} GB exported in {took:.1f} s", flush=True)
+    print(f"{label}: {size:.2f} GB exported in {took:.1f} s", flush=True)
+
+
+def compare(checkpoint: Path, scheme: str, output: Path, prompt: int, label: str) -> None:
+    """Prompts and steps of both ways, and whether tokens differ."""
     same, rows = steps({"dynamic": [str(checkpoint), scheme], "static": [str(output)]}, prompt)
-    print(f"{name} {scheme}: {'the same' if same else 'OTHER'} {(ROUNDS + 1) * NEW} tokens")
+    print(f"{label}: {'the same' if same else 'OTHER'} {(ROUNDS + 1) * NEW} tokens")
+    for way, (first, step, alone) in zip(WAYS, rows, strict=True):
+        times = f"prompt of {prompt} {first:.2f} ms, step {step:.3f} ms, its graph {alone:.3f} ms"
+        print(f"{label} {way}: {times}", flush=True)
+
+
+def startup(checkpoint: Path, scheme: str, output: Path, rounds: int, label: str) -> None:
+    """Start-up of both, by turns."""
     commands = ["--model", str(checkpoint), "--quant", scheme], ["--model", str(output)]
-    starts = [[process(command) for command in commands] for _ in range(ROUNDS + 1)][1:]
-    for way, row, seconds in zip(WAYS, rows, zip(*starts, strict=True), strict=True):
-        first, step, alone = row
-        print(
-            f"{name} {scheme} {way}: prompt of {prompt} {first:.2f} ms, step {step:.3f} ms, its "
-            f"graph {alone:.3f} ms, start-up {median(seconds):.2f} s",
-            flush=True,
-        )
+    starts = [[process(command) for command in commands] for _ in range(rounds + 1)]
+    for way, seconds in zip(WAYS, zip(*starts[1:], strict=True), strict=True):
+        print(f"{label} {way}: start-up {median(seconds):.2f} s", flush=True)
 
 
 def write_checkpoint(folder: Path, name: str) -> None:
@@ -75,7 +88,7 @@ def write_checkpoint(folder: Path, name: str) -> None:
     from qinfer.core.session import select
     from qinfer.core.types import RunConfig
 
-    folder.mkdir()
+    folder.mkdir(parents=True)
     write_folder(folder, find(name).config)
     run = RunConfig(model=str(folder), device="gpu", random_weights=True)
     files = prepare(run, select(run), folder).checkpoint

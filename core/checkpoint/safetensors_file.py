@@ -117,15 +117,16 @@ def map_tensor(entry: TensorEntry) -> NDArray[Any]:
     return np.asarray(mapped).reshape(entry.shape)
 
 
-def map_file(path: Path) -> dict[str, NDArray[Any]]:
-    """Every tensor of a file by name, as writable arrays over one mapping: a page that is written
-    becomes the process's own, all others are shared with whoever maps the file.
+def map_file(path: Path, *, writable: bool) -> dict[str, NDArray[Any]]:
+    """Every tensor of a file by name, as arrays over one mapping. If ``writable``, a page that is
+    written becomes the process's own; all others are shared with whoever maps the file.
 
-    Raises BadCheckpoint for a damaged file.
+    Ask for that only where it is needed: a page from which a card reads by itself is copied first
+    if it could be written. Raises BadCheckpoint for a damaged file.
     """
-    entries = read_entries(path)
+    entries, access = read_entries(path), mmap.ACCESS_COPY if writable else mmap.ACCESS_READ
     with path.open("rb") as file:
-        mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        mapping = mmap.mmap(file.fileno(), 0, access=access)
     ask_for_huge_pages(mapping)
     return {
         name: np.frombuffer(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -60,9 +61,13 @@ def _container(origin: Any, inner: tuple[Any, ...], value: Any, where: str) -> A
     return {key: _read(inner[1], item, f"{where}.{key}") for key, item in items.items()}
 
 
+_types = cache(get_type_hints)
+"""Of a class; they are texts that have to be evaluated, and a manifest has hundreds of objects."""
+
+
 def _object(kind: Any, value: Any, where: str) -> Any:
     raw = _same(value, isinstance(value, dict), where, "an object")
-    types, known = get_type_hints(kind), {field.name: field for field in fields(kind)}
+    types, known = _types(kind), {field.name: field for field in fields(kind)}
     if unknown := sorted(raw.keys() - known.keys()):
         raise ValueError(f"{where} has the unknown {unknown[0]!r:.80}")
     for name, field in known.items():

@@ -11,7 +11,7 @@ from qinfer.core.checkpoint.source import resolve_model
 from qinfer.core.errors import QinferError, Unsupported, UsageError
 from qinfer.core.export.chat_template import write_chat_template
 from qinfer.core.export.checks import file_facts
-from qinfer.core.export.manifest import NAME, Maker, Manifest, is_export, write_manifest
+from qinfer.core.export.manifest import NAME, Maker, Manifest, require_checkpoint, write_manifest
 from qinfer.core.loading import Prepared, cache_layout, prepare, read_model
 from qinfer.core.registry.hooks import Hooks
 from qinfer.core.session import Progress, select
@@ -29,10 +29,7 @@ def export_model(run: RunConfig, output: Path, progress: Progress) -> None:
     if output.exists():
         raise UsageError(f"{output} exists already", remedy="Name a folder that does not.")
     folder = resolve_model(run.model or None, progress=progress.note)
-    if is_export(folder):
-        raise UsageError(
-            f"{folder} is an exported folder", remedy="Export the checkpoint it came from."
-        )
+    require_checkpoint(folder)
     prepared = prepare(run, select(run), folder)
     if not prepared.hooks.runs_exports:
         raise Unsupported(

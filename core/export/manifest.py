@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qinfer.core.errors import BadCheckpoint, Unsupported
+from qinfer.core.errors import BadCheckpoint, Unsupported, UsageError
 from qinfer.core.export.codec import from_json, to_json
 from qinfer.core.json_file import read_json
 from qinfer.core.types import CacheSpec, ExportNeeds, LinearSpec, LoadStats, ModelConfig, QuantPlan
@@ -72,6 +72,14 @@ class Manifest:
 def is_export(folder: Path) -> bool:
     """Whether a folder was exported."""
     return (folder / NAME).is_file()
+
+
+def require_checkpoint(folder: Path) -> None:
+    """Raise UsageError for an exported folder, whose weights only its own program can read."""
+    if is_export(folder):
+        raise UsageError(
+            f"{folder} is an exported folder", remedy="Name the checkpoint it was made from."
+        )
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -15,6 +15,7 @@ from qinfer.core.checkpoint.layout import LoadPlan, plan_loading
 from qinfer.core.checkpoint.source import resolve_model
 from qinfer.core.config import generation_config, with_generation
 from qinfer.core.errors import BadInput, QinferError, UsageError
+from qinfer.core.export.manifest import require_checkpoint
 from qinfer.core.hardware.device import open_device
 from qinfer.core.hardware.memory import keep_freed_memory
 from qinfer.core.hardware.place import place
@@ -92,6 +93,7 @@ class Source:
 
 
 def _open(settings: QuantizeSettings, folder: Path) -> Source:
+    require_checkpoint(folder)
     raw = read_json(folder / "config.json")
     if stored_method(raw):
         raise UsageError(

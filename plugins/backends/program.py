@@ -54,7 +54,8 @@ def save(model: Model, cache: CacheSpec, folder: Path) -> None:
     pending = [_pending(name, tensor) for name, tensor in traced.parameters.items()]
     # Those that keep the next one aligned first.
     write_tensors(folder / PARAMETERS, sorted(pending, key=lambda one: one.nbytes % ALIGNED != 0))
-    _leave_to_the_disk(folder / PARAMETERS)
+    if all(tensor.place.is_cpu_place() for tensor in traced.parameters.values()):
+        _leave_to_the_disk(folder / PARAMETERS)  # it will be mapped, not copied to a card
 
 
 def _leave_to_the_disk(path: Path) -> None:
@@ -75,10 +76,10 @@ class StaticModel:
         self._threads = run.threads or usable_cores()
         self._predictor = _predictor(folder / PROGRAM, run, self._threads)
         self._names = frozenset(self._predictor.get_input_names())
+        # A processor computes where they are mapped, and Paddle takes no read-only memory.
+        arrays = map_file(folder / PARAMETERS, writable=run.device.startswith("cpu"))
         self._parameters = [
-            _named(place(array), name)
-            for name, array in map_file(folder / PARAMETERS).items()
-            if name in self._names
+            _named(place(array), name) for name, array in arrays.items() if name in self._names
         ]
         self._cache: Sequence[LayerCache] = ()
         self._cache_inputs: list[Tensor] = []

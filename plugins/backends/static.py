@@ -51,8 +51,8 @@ class Static(Dynamic):
         super().configure(run)
         if run.operators not in ("", version_in_use()):
             raise Unsupported(
-                f"the exported model needs {run.operators} operators, and here there are "
-                f"{version_in_use()} ones",
+                f"the exported model needs {run.operators} operators, and here there are others: "
+                f"{self.operators.removeprefix('operators: ')}",
                 remedy="Run qinfer doctor to see what is missing, or export the model here.",
             )
 

@@ -34,9 +34,7 @@ class Decoder:
         for (attention, mlp), memory in zip(self.layers, cache, strict=True):
             mixed, residual = attention(delta, residual, batch, memory)
             delta, residual = mlp(mixed, residual)
-        tokens, wanted = residual.shape[0], batch.logit_rows.shape[0]
-        if not tokens == wanted > 0:  # a static program's are -1: not known
-            delta, residual = (ops.take_rows(part, batch.logit_rows) for part in (delta, residual))
+        delta, residual = (ops.take_rows(part, batch.logit_rows) for part in (delta, residual))
         logits, _ = ops.norm_linear(delta, residual, self.final_norm, self.eps, self.head)
         return ops.to_float32(logits)
 

@@ -152,6 +152,7 @@ def test_without_a_compiler(export, exported, monkeypatch, tmp_path):
     """Native operators are missed; the reference's program needs none."""
     expected = answer(exported)
     monkeypatch.setenv("QINFER_OPERATORS", "reference")
+    refuse(exported, Unsupported, "needs cpu operators.*reference .QINFER_OPERATORS says so")
     plain = export("gqa", quant="wint8")
     monkeypatch.setenv("QINFER_CACHE", str(tmp_path / "cache"))
     for name, value in NO_COMPILER.items():

@@ -16,9 +16,11 @@ import pytest
 from goldens import tiny
 from qinfer import LLM
 from qinfer.core.cli import main
-from qinfer.core.errors import QinferError
+from qinfer.core.errors import QinferError, UsageError
 from qinfer.core.export import make
 from qinfer.core.progress import NoProgress
+from qinfer.core.quantize.quantize import quantize
+from qinfer.core.quantize.settings import QuantizeSettings
 from qinfer.core.types import RunConfig
 from static.tools import CACHE, GREEDY, answer
 
@@ -47,7 +49,10 @@ def test_a_moved_folder_runs_in_a_new_process_without_its_checkpoint(tmp_path):
     moved = shutil.move(output, tmp_path / "elsewhere")
     for path in (moved, *moved.iterdir()):
         path.chmod(0o555 if path.is_dir() else 0o444)
+    before = [(path, path.stat().st_mtime_ns) for path in sorted(moved.parent.rglob("*"))]
     static = qinfer("run", "--model", moved, *said, "Hello")
+    # Whoever runs the tests as root may write all the same.
+    assert before == [(path, path.stat().st_mtime_ns) for path in sorted(moved.parent.rglob("*"))]
     moved.chmod(0o755)
     assert (static[0], dynamic[0]) == (0, 0), static[2]
     assert static[1] == dynamic[1] != ""
@@ -130,6 +135,9 @@ def test_what_cannot_be_exported(exported, checkpoint, tmp_path):
     ):
         with pytest.raises(QinferError, match=match):
             make.export_model(run, output, NoProgress())
+    settings = QuantizeSettings(model=str(exported), quant="wint8")
+    with pytest.raises(UsageError, match="exported folder"):
+        quantize(settings, tmp_path / "new", NoProgress())
 
 
 @pytest.mark.parametrize("has_template", [True, False])

@@ -20,6 +20,11 @@ std::vector<Tensor> gather(const Tensor& table, const Tensor& rows) {
   return {out};
 }
 
+// Of as many rows as there are, x itself: they are all of them, in order.
+std::vector<Tensor> taken_rows(const Tensor& x, const Tensor& rows) {
+  return rows.shape()[0] == x.shape()[0] ? std::vector<Tensor>{x} : cuda::gather(x, rows);
+}
+
 std::vector<Tensor> silu(const Tensor& x) {
   const int64_t rows = x.shape()[0], width = x.shape()[1] / 2;
   PD_CHECK(width % kChunk == 0, "qinfer_cuda_silu_gate: the width must be a multiple of 8");
@@ -131,6 +136,13 @@ PD_BUILD_OP(qinfer_cuda_gather)
     .Inputs({"table", "rows"})
     .Outputs({"out"})
     .SetKernelFn(PD_KERNEL(qinfer::cuda::gather))
+    .SetInferShapeFn(PD_INFER_SHAPE(qinfer::infer::gathered))
+    .SetInferDtypeFn(PD_INFER_DTYPE(qinfer::infer::same));
+
+PD_BUILD_OP(qinfer_cuda_take_rows)
+    .Inputs({"x", "rows"})
+    .Outputs({"y"})
+    .SetKernelFn(PD_KERNEL(qinfer::cuda::taken_rows))
     .SetInferShapeFn(PD_INFER_SHAPE(qinfer::infer::gathered))
     .SetInferDtypeFn(PD_INFER_DTYPE(qinfer::infer::same));
 
