@@ -41,7 +41,7 @@ OUTSIDE = {"edit_logits", "token_logprobs", "quantise", "each_expert"}
 MISSING = {"arrange_experts_fp8", "expert_linear_fp8_block"}
 
 
-MADE_OF_OTHERS = {"attend", "norm_linear"}
+MADE_OF_OTHERS = {"attend", "gated_mlp", "norm_linear"}
 """Their references call operators of the table."""
 
 

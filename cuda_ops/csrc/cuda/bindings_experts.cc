@@ -93,9 +93,10 @@ Rounded rounded(const Call& c, Type type, bool as_bytes) {
   const bool runs = c.round == Round::kE4M3Runs;
   const float* fixed =
       c.input_scale ? floats(*c.input_scale, "qinfer_cuda_grouped: input scale") : nullptr;
-  const Rounding how{
-      c.x.data(),         r.numbers.data(), r.scale.data<float>(), fixed, rows, width,
-      runs ? c.group : 0, as_bytes};
+  Rounding how{};
+  how.x = c.x.data(), how.rounded = r.numbers.data(), how.scale = r.scale.data<float>();
+  how.fixed = fixed, how.rows = rows, how.width = width, how.run = runs ? c.group : 0;
+  how.as_bytes = as_bytes;
   round_inputs(type, c.round == Round::kInt8 ? Code::kInt8 : Code::kE4M3, how, stream_of(c.x));
   return r;
 }
