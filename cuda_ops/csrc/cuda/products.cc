@@ -30,7 +30,7 @@ const float* scale_of(const Operands& o) {
 int64_t most_streamed(Format format) {
   if (!has_matmul()) return INT64_MAX;
   if (format == Format::kPlain || format == Format::kE4M3) return 16;
-  return is_sm90() ? 3 * kStreamRows : format == Format::kInt8 ? kStreamRows : 16;
+  return is_sm90() ? 2 * kMostRows : format == Format::kInt8 ? kStreamRows : 16;
 }
 
 Product whole(const Operands& o, const void* x, const float* x_scale, const void* weight, void* y) {
@@ -38,16 +38,20 @@ Product whole(const Operands& o, const void* x, const float* x_scale, const void
           y, o.rows, o.in,        o.out};
 }
 
-// Rows by 64 at a time.
+// As many rows at a time as a kernel takes.
 void stream_rows(const Operands& o, const void* x, const float* x_scale, void* y) {
-  for (int64_t row = 0; row < o.rows; row += kStreamRows) {
+  const bool is_few_bits = o.format == Format::kInt8 || o.format == Format::kInt4;
+  const bool by_hopper = is_sm90() && is_few_bits;
+  const int64_t most = by_hopper ? kMostRows : kStreamRows;
+  for (int64_t row = 0; row < o.rows; row += most) {
     Product p =
         whole(o, static_cast<const uint16_t*>(x) + row * o.in, x_scale ? x_scale + row : nullptr,
               o.weight.data(), static_cast<uint16_t*>(y) + row * o.out);
-    p.rows = std::min(kStreamRows, o.rows - row);
-    const bool is_few_bits = o.format == Format::kInt8 || o.format == Format::kInt4;
-    const bool by_hopper = is_sm90() && is_few_bits && p.rows > 16;
-    (by_hopper ? product_hopper : product)(o.type, o.format, p, o.stream);
+    p.rows = std::min(most, o.rows - row);
+    if (by_hopper && p.rows > 16)
+      rows_hopper(o.type, o.format, p, o.stream);
+    else
+      product(o.type, o.format, p, o.stream);
   }
 }
 
@@ -94,7 +98,7 @@ void multiply_rounded(const Operands& o, const Rounded& x, void* y, Spaces& spac
     case Path::kStream:
       return stream_rows(o, x.numbers, x.scale, y);
     case Path::kRows:
-      return rows_hopper(o.type, p, o.stream);
+      return rows_hopper(o.type, o.format, p, o.stream);
     case Path::kTiles:
       return matmul_hopper(o.type, true, false, p, o.stream);
     case Path::kLibrary:
