@@ -55,14 +55,15 @@ void stream_rows(const Operands& o, const void* x, const float* x_scale, void* y
   }
 }
 
-// How a product of e4m3 is computed. All but the first take codes as bytes.
+// How a product of rounded inputs is computed: all but the first of e4m3 take codes as bytes.
 enum class Path { kStream, kRows, kTiles, kLibrary };
 Path path_of(const Operands& o, const float* x_scale) {
   if (o.rows <= most_streamed(o.format)) return Path::kStream;
-  if (rows_hopper_suits(o.rows, o.in, o.out)) return Path::kRows;
+  const bool is_e4m3 = o.format == Format::kE4M3;
+  if (is_e4m3 && rows_hopper_suits(o.rows, o.in, o.out)) return Path::kRows;
   if (matmul_hopper_suits(o.rows, o.in, o.out, false)) return Path::kTiles;
   const Product p = whole(o, nullptr, x_scale, o.weight.data(), nullptr);
-  return matmul_e4m3_knows(o.type, p) ? Path::kLibrary : Path::kStream;
+  return is_e4m3 && matmul_e4m3_knows(o.type, p) ? Path::kLibrary : Path::kStream;
 }
 
 }  // namespace
@@ -87,20 +88,26 @@ Operands operands(const Tensor& like, int64_t in, const Tensor& weight, const Op
 
 Rounded rounded_inputs(const Operands& o, bool gated, Spaces& spaces) {
   Rounded x{nullptr, static_cast<float*>(spaces(o.rows * sizeof(float))), false};
-  x.as_bytes = gated || path_of(o, x.scale) != Path::kStream;
+  const bool is_e4m3 = o.format == Format::kE4M3;
+  x.as_bytes = is_e4m3 && (gated || path_of(o, x.scale) != Path::kStream);
   x.numbers = spaces(o.rows * o.in * (x.as_bytes ? 1 : 2));
   return x;
 }
 
 void multiply_rounded(const Operands& o, const Rounded& x, void* y, Spaces& spaces) {
-  const Product p = whole(o, x.numbers, x.scale, o.weight.data(), y);
+  Product p = whole(o, x.numbers, x.scale, o.weight.data(), y);
   switch (path_of(o, x.scale)) {
     case Path::kStream:
       return stream_rows(o, x.numbers, x.scale, y);
     case Path::kRows:
       return rows_hopper(o.type, o.format, p, o.stream);
     case Path::kTiles:
-      return matmul_hopper(o.type, true, false, p, o.stream);
+      if (o.format == Format::kInt8) {  // its numbers, which are scaled afterwards
+        void* unpacked = spaces(o.in * o.out * 2);
+        dequantise(o.type, o.format, p.weight, nullptr, unpacked, o.out, o.in, o.stream);
+        p.weight = unpacked;
+      }
+      return matmul_hopper(o.type, o.format == Format::kE4M3, false, p, o.stream);
     case Path::kLibrary:
       matmul_e4m3(o.type, p, std::ref(spaces), o.stream);
   }

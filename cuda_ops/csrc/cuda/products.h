@@ -38,8 +38,9 @@ struct Operands {
 Operands operands(const Tensor& like, int64_t in, const Tensor& weight, const Optional& scale,
                   const Optional& bias, int64_t format, int64_t out);
 
-// Inputs rounded to e4m3 for a weight of e4m3, before they are: `numbers` are to become codes as
-// bytes or as numbers of the activations' type, and `scale` [rows]. `gated`: for multiply_gated.
+// Inputs rounded to eight bits for a weight of e4m3 or int8, before they are: `numbers` are to
+// become codes as bytes or as numbers of the activations' type, and `scale` [rows]. `gated`: for
+// multiply_gated.
 struct Rounded {
   void* numbers;
   float* scale;

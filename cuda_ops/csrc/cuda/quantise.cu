@@ -58,7 +58,7 @@ __global__ void dequantise_kernel(const uint8_t* weight, const float* scale, T* 
       from_e4m3<T>(bytes.x, words[0], words[1]);
       from_e4m3<T>(bytes.y, words[2], words[3]);
     }
-    factor = scale[channel];
+    factor = scale ? scale[channel] : 1.0f;
   }
   float numbers[8];
   unpack8<T>({words[0], words[1], words[2], words[3]}, numbers);
