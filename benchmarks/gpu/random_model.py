@@ -11,12 +11,19 @@ import paddle
 from qinfer.core.hardware.place import place
 from qinfer.core.types import DeviceInfo, LinearSpec, ModelConfig, Scheme
 from qinfer.plugins.models.qwen2 import Qwen2
+from qinfer.plugins.quant.a8w8 import A8W8
 from qinfer.plugins.quant.fp8 import Fp8
 from qinfer.plugins.quant.none import Unquantised
 from qinfer.plugins.quant.wint4 import WInt4
 from qinfer.plugins.quant.wint8 import WInt8
 
-SCHEMES: dict[str, Any] = {"none": Unquantised, "wint8": WInt8, "wint4": WInt4, "fp8": Fp8}
+SCHEMES: dict[str, Any] = {
+    "none": Unquantised,
+    "wint8": WInt8,
+    "wint4": WInt4,
+    "fp8": Fp8,
+    "a8w8": A8W8,
+}
 
 SIZES = {
     "qwen2-0.5b": (896, 4864, 24, 14, 2, 64, 151936),
