@@ -31,20 +31,38 @@ def norm_linear(
     if held is None:
         parts = fused.norm_linear.versions[REFERENCE]
         return parts(delta, residual, weight, eps, layer, is_gated)
-    y, total = _run(
-        "qinfer_cuda_norm_linear",
-        residual if delta is None else delta,
-        None if delta is None else residual,
-        weight,
-        held.weight,
-        held.scale,
-        held.bias,
-        eps,
-        FORMATS[held.format],
-        held.out,
-        is_gated,
-    )
+    inputs = (*_summed(delta, residual), weight, held.weight, held.scale, held.bias)
+    attributes = (eps, FORMATS[held.format], held.out, is_gated)
+    y, total = _run("qinfer_cuda_norm_linear", *inputs, *attributes)
     return y, residual if delta is None else total
+
+
+def gated_mlp(
+    delta: Tensor | None,
+    residual: Tensor,
+    weight: Tensor,
+    eps: float,
+    gate_up: Callable[[Tensor], Tensor],
+    down: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """One operator where both layers show how they hold their weights: what rounds the inputs of
+    the second product is then part of the gate.
+    """
+    one: fused.Held | None = getattr(gate_up, "held", None)
+    other: fused.Held | None = getattr(down, "held", None)
+    if one is None or other is None:
+        parts = fused.gated_mlp.versions[REFERENCE]
+        return parts(delta, residual, weight, eps, gate_up, down)
+    weights = (one.weight, one.scale, one.bias, other.weight, other.scale, other.bias)
+    attributes = (eps, FORMATS[one.format], one.out, FORMATS[other.format], other.out)
+    inputs = (*_summed(delta, residual), weight, *weights)
+    y, total = _run("qinfer_cuda_gated_mlp", *inputs, *attributes)
+    return y, residual if delta is None else total
+
+
+def _summed(delta: Tensor | None, residual: Tensor) -> tuple[Tensor, Tensor | None]:
+    """What the kernels add up: the second may be missing."""
+    return (residual, None) if delta is None else (delta, residual)
 
 
 def attend(
@@ -82,4 +100,8 @@ def attend(
     )[0]
 
 
-VERSIONS: dict[Any, Callable[..., Any]] = {fused.norm_linear: norm_linear, fused.attend: attend}
+VERSIONS: dict[Any, Callable[..., Any]] = {
+    fused.norm_linear: norm_linear,
+    fused.gated_mlp: gated_mlp,
+    fused.attend: attend,
+}

@@ -56,6 +56,20 @@ def norm_linear(
 
 
 @operator
+def gated_mlp(
+    delta: Tensor | None,
+    residual: Tensor,
+    weight: Tensor,
+    eps: float,
+    gate_up: Callable[[Tensor], Tensor],
+    down: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """``down`` of the gated ``norm_linear`` with ``gate_up``, and the sum: [T, H] both."""
+    hidden, total = norm_linear(delta, residual, weight, eps, gate_up, is_gated=True)
+    return down(hidden), total
+
+
+@operator
 def attend(
     qkv: Tensor,
     rotary: Tensor,

@@ -13,7 +13,7 @@ from qinfer.cuda_ops.experts import (
     mix_experts,
     route,
 )
-from qinfer.cuda_ops.fused import Held, attend, norm_linear
+from qinfer.cuda_ops.fused import Held, attend, gated_mlp, norm_linear
 from qinfer.cuda_ops.linear import (
     arrange,
     arrange_int4,
@@ -69,6 +69,7 @@ __all__ = [
     "expert_linear_fp8_block",
     "expert_linear_int4",
     "expert_linear_int8",
+    "gated_mlp",
     "join_columns",
     "linear",
     "linear_a8w8",

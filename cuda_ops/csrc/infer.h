@@ -82,6 +82,13 @@ inline Shapes norm_linear(const Shape& x, const OptionalShape&, const Shape&, co
   return {{x[0], gated ? out / 2 : out}, x};
 }
 
+inline Shapes gated_mlp(const Shape& x, const OptionalShape&, const Shape&, const Shape&,
+                        const OptionalShape&, const OptionalShape&, const Shape&,
+                        const OptionalShape&, const OptionalShape&, float, int64_t, int64_t,
+                        int64_t, int64_t down_out) {
+  return {{x[0], down_out}, x};
+}
+
 // Of experts where they are given, else of one weight.
 inline Shapes grouped(const Shape& x, const Shape&, const OptionalShape&, const OptionalShape&,
                       const OptionalShape& experts, const OptionalShape&, int64_t, int64_t out) {

@@ -129,10 +129,7 @@ def _mlp(config: ModelConfig, norm: Array, linears: Linears) -> Block:
         return mixed
 
     def gated(delta: Array, residual: Array) -> tuple[Array, Array]:
-        hidden, residual = ops.norm_linear(
-            delta, residual, norm, eps, linears["gate_up"], is_gated=True
-        )
-        return linears["down"](hidden), residual
+        return ops.gated_mlp(delta, residual, norm, eps, linears["gate_up"], linears["down"])
 
     return gated
 

@@ -4,6 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from gpu.test_experts import coarse
 from gpu.test_fused import layer_of
 from gpu.tools import ROUNDING, back, card, error, rounded
 from ops.reference64 import held_by_cache, rms_norm
@@ -41,7 +42,7 @@ def test_gates(format_, rng):
     assert error(back(got), gate / (1 + np.exp(-gate)) * up) < (4e-2 if format_ == "e4m3" else 2e-2)
 
 
-@pytest.mark.parametrize("rows", [17, 40, 64, 100, 128, 190])
+@pytest.mark.parametrize("rows", [17, 40, 64, 100, 128, 190, 300])
 @pytest.mark.parametrize("held", ["int8", "float8_e4m3fn"])
 def test_some_rows(rows, held, rng):
     """Clusters of one to eight blocks share the inputs of a channel."""
@@ -57,3 +58,20 @@ def test_some_rows(rows, held, rng):
             seen = held_by_cache(x.astype(np.float32), held).astype(np.float64)
         expected = seen @ weight.astype(np.float64).T * scale
         assert error(got, expected) < ROUNDING["bfloat16"]
+
+
+@pytest.mark.parametrize("rows", [17, 300, ROWS])
+@pytest.mark.parametrize("is_static", [False, True])
+def test_a8w8(rows, is_static, rng):
+    """Few rows by one kernel, many by another over unpacked weights."""
+    x = rounded(rng.normal(size=(rows, WIDTH)), "bfloat16")
+    codes = rng.integers(-127, 128, (OUT, WIDTH), dtype=np.int8)
+    scale = rng.uniform(1e-3, 1e-2, OUT).astype(np.float32)
+    bias, step = rounded(rng.normal(size=OUT), "bfloat16"), np.array([0.02], np.float32)
+    seen = coarse(x, 127)
+    if is_static:
+        seen = np.rint(x.astype(np.float32) / step).clip(-128, 127).astype(np.float64) * step
+    weight, given = ops.arrange_a8w8(card(codes)), card(step) if is_static else None
+    got = back(ops.linear_a8w8(card(x), weight, card(scale), card(bias), given))
+    expected = seen @ codes.astype(np.float64).T * scale + bias.astype(np.float64)
+    assert error(got, expected) < ROUNDING["bfloat16"]

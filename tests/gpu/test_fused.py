@@ -56,7 +56,10 @@ def coarse(x):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
 @pytest.mark.parametrize("format_", ["plain", "int8", "e4m3", "int4"])
-@pytest.mark.parametrize(("rows", "is_first", "is_gated"), [(1, 0, 0), (1, 0, 1), (5, 1, 0)])
+@pytest.mark.parametrize(
+    ("rows", "is_first", "is_gated"),
+    [(1, 0, 0), (1, 0, 1), (5, 1, 0), (40, 0, 0), (65, 0, 1), (300, 1, 0)],
+)
 def test_norm_linear(format_, shape, rows, is_first, is_gated, rng):
     width, out = shape[0], shape[1] * (1 + is_gated)
     layer, weight, bias = layer_of(format_, width, out, rng)
@@ -76,6 +79,44 @@ def test_norm_linear(format_, shape, rows, is_first, is_gated, rng):
         expected = gate / (1 + np.exp(-gate)) * up
     # e4m3: a norm rounded to bfloat16 first falls on the other side of a step here and there
     assert error(back(got), expected) < (4e-2 if format_ == "e4m3" else 2e-2 if is_gated else 6e-3)
+
+
+@pytest.mark.parametrize("formats", [("e4m3", "e4m3"), ("plain", "e4m3"), ("e4m3", "int8")])
+@pytest.mark.parametrize("rows", [1, 3, 16, 17, 64, 65, 200, 2048])
+def test_gated_mlp(rows, formats, rng):
+    """The same as its parts, to the bit: what is rounded between the products is the same."""
+    width, wide = 256, 2 * 704
+    layers = [
+        layer_of(kind, *size, rng)[0]
+        for kind, size in zip(formats, ((width, wide), (wide // 2, width)), strict=True)
+    ]
+    delta, residual = (rounded(rng.normal(size=(rows, width)) * 3, "bfloat16") for _ in range(2))
+    norm = rounded(rng.normal(size=width) / 4 + 1, "bfloat16")
+    x = (card(delta), card(residual), card(norm), 1e-6)
+    got, total = ops.gated_mlp(*x, *layers)
+    hidden, summed = ops.norm_linear(*x, layers[0], True)
+    calls = {"e4m3": ops.linear_fp8, "int8": ops.linear_int8}
+    held = layers[1].held
+    expected = calls[formats[1]](hidden, held.weight, held.scale, held.bias)
+    np.testing.assert_array_equal(back(total), back(summed))
+    np.testing.assert_array_equal(back(got), back(expected))
+
+
+@pytest.mark.parametrize("width", [64, 2064, 4864, 12000])
+@pytest.mark.parametrize("rows", [3, 20])
+def test_a_norm_is_rounded_as_its_result_would_be(rows, width, rng):
+    """With ones on the weight's diagonal the product shows the codes."""
+    x = card(rounded(rng.normal(size=(rows, width)) * 3, "bfloat16"))
+    norm = card(rounded(rng.normal(size=width) / 4 + 1, "bfloat16"))
+    weight = card(np.eye(48, width).astype(E4M3))
+    scale = card(np.ones(48, np.float32))
+
+    class Layer:
+        held = ops.Held(format="e4m3", weight=weight, scale=scale, bias=None, out=48)
+
+    got, _ = ops.norm_linear(None, x, norm, 1e-6, Layer())
+    expected = ops.linear_fp8(ops.rms_norm(x, norm, 1e-6), weight, scale, None)
+    np.testing.assert_array_equal(back(got), back(expected))
 
 
 def test_a_layer_that_shows_nothing_is_called(rng):

@@ -56,22 +56,28 @@ void check_norm(const Tensor& x, const Tensor& weight) {
            "qinfer_cuda_rms_norm: the weight must be [width] of x's type");
 }
 
-std::vector<Tensor> norm(const Tensor& x, const Tensor& weight, float eps) {
+Norm of_rows(const Tensor& x, const Tensor& weight, float eps, Tensor& y) {
   check_norm(x, weight);
+  Norm n{};
+  n.x = x.data(), n.weight = weight.data(), n.eps = eps, n.y = y.data();
+  n.rows = x.shape()[0], n.width = x.shape()[1];
+  return n;
+}
+
+std::vector<Tensor> norm(const Tensor& x, const Tensor& weight, float eps) {
   Tensor y = output(x.shape(), x.dtype(), x);
-  rms_norm(type_of(x, "qinfer_cuda_rms_norm: x"), x.data(), nullptr, weight.data(), eps, y.data(),
-           nullptr, x.shape()[0], x.shape()[1], stream_of(x));
+  rms_norm(type_of(x, "qinfer_cuda_rms_norm: x"), of_rows(x, weight, eps, y), stream_of(x));
   return {y};
 }
 
 std::vector<Tensor> add_norm(const Tensor& x, const Tensor& residual, const Tensor& weight,
                              float eps) {
-  check_norm(x, weight);
   PD_CHECK(residual.shape() == x.shape() && residual.dtype() == x.dtype(),
            "qinfer_cuda_add_rms_norm: the residual must be as x");
   Tensor y = output(x.shape(), x.dtype(), x), total = output(x.shape(), x.dtype(), x);
-  rms_norm(type_of(x, "qinfer_cuda_add_rms_norm: x"), x.data(), residual.data(), weight.data(), eps,
-           y.data(), total.data(), x.shape()[0], x.shape()[1], stream_of(x));
+  Norm n = of_rows(x, weight, eps, y);
+  n.residual = residual.data(), n.total = total.data();
+  rms_norm(type_of(x, "qinfer_cuda_add_rms_norm: x"), n, stream_of(x));
   return {y, total};
 }
 

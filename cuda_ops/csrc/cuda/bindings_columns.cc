@@ -1,7 +1,7 @@
 // What pre-quantised checkpoints need beside products: inputs scaled, shifted or reordered, zero
 // points, and results side by side.
 #include "../infer.h"
-#include "rounding.h"
+#include "columns.h"
 #include "tensors.h"
 
 namespace qinfer::cuda {

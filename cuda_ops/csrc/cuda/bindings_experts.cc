@@ -1,17 +1,12 @@
 // Routing, and products whose rows have weights of their own, as Paddle custom operators; also
 // products with one weight in the formats that bindings_linear.cc does not know.
-#include <functional>
-
 #include "../infer.h"
 #include "grouped.h"
-#include "matmul.h"
+#include "products.h"
 #include "rounding.h"
-#include "tensors.h"
 
 namespace qinfer::cuda {
 namespace {
-
-using Optional = paddle::optional<Tensor>;
 
 std::vector<Tensor> choose_experts(const Tensor& logits, int64_t top_k, bool normalise) {
   const int64_t tokens = logits.shape()[0], count = logits.shape()[1];
@@ -82,20 +77,23 @@ void validate(const Call& c) {
            "qinfer_cuda_grouped: x must have a row for each token or each pair");
 }
 
-// x rounded as the scheme says, and its scales.
-struct Rounded {
+Rounding rounding(const Call& c, int64_t rows, int64_t width) {
+  Rounding how{};
+  how.x = c.x.data(), how.rows = rows, how.width = width;
+  if (c.input_scale) how.fixed = floats(*c.input_scale, "qinfer_cuda_grouped: input scale");
+  return how;
+}
+
+// x rounded as the scheme says, as numbers, and its scales.
+struct RoundedRows {
   Tensor numbers, scale;
 };
-Rounded rounded(const Call& c, Type type, bool as_bytes) {
+RoundedRows rounded(const Call& c, Type type) {
   const int64_t rows = c.x.shape()[0], width = c.x.shape()[1];
-  Rounded r{output({rows, width}, as_bytes ? DataType::UINT8 : c.x.dtype(), c.x),
-            output({rows}, DataType::FLOAT32, c.x)};
-  const bool runs = c.round == Round::kE4M3Runs;
-  const float* fixed =
-      c.input_scale ? floats(*c.input_scale, "qinfer_cuda_grouped: input scale") : nullptr;
-  const Rounding how{
-      c.x.data(),         r.numbers.data(), r.scale.data<float>(), fixed, rows, width,
-      runs ? c.group : 0, as_bytes};
+  RoundedRows r{output({rows, width}, c.x.dtype(), c.x), output({rows}, DataType::FLOAT32, c.x)};
+  Rounding how = rounding(c, rows, width);
+  how.rounded = r.numbers.data(), how.scale = r.scale.data<float>();
+  how.run = c.round == Round::kE4M3Runs ? c.group : 0;
   round_inputs(type, c.round == Round::kInt8 ? Code::kInt8 : Code::kE4M3, how, stream_of(c.x));
   return r;
 }
@@ -131,26 +129,23 @@ Plan plan(const Call& c, Grouped& p) {
   return made;
 }
 
-// By cuBLASLt, for many rows and one weight; false where it cannot.
+// By the products of one weight that know how its inputs are rounded; false where grouped ones are
+// faster: with many rows and no kernel made for them.
 bool multiplied(const Call& c, Type type, Tensor& y) {
-  const bool known = c.format == Format::kE4M3 && c.round == Round::kE4M3;
-  if (c.experts || !known || c.x.shape()[0] <= kFewRows || !has_matmul()) return false;
-  const Rounded r = rounded(c, type, true);
-  const Product p{r.numbers.data(),
-                  c.weight.data(),
-                  c.scale->data<float>(),
-                  r.scale.data<float>(),
-                  c.bias ? c.bias->data() : nullptr,
-                  y.data(),
-                  c.x.shape()[0],
-                  c.x.shape()[1],
-                  c.out};
-  std::vector<Tensor> held;
-  const Workspace workspace = [&](size_t bytes) {
-    held.push_back(output({static_cast<int64_t>(bytes)}, DataType::UINT8, c.x));
-    return held.back().data();
-  };
-  return matmul_e4m3(type, p, workspace, stream_of(c.x));
+  const bool is_int8 = c.format == Format::kInt8 && c.round == Round::kInt8;
+  const bool is_e4m3 = c.format == Format::kE4M3 && c.round == Round::kE4M3;
+  const int64_t rows = c.x.shape()[0], in = c.x.shape()[1];
+  if (c.experts || !(is_int8 || is_e4m3)) return false;
+  if (rows > kFewRows && !(is_int8 ? is_sm90() : has_matmul())) return false;
+  const auto format = static_cast<int64_t>(c.format);
+  const Operands o = operands(c.x, in, c.weight, c.scale, c.bias, format, c.out);
+  Spaces spaces(c.x);
+  const Rounded to = rounded_inputs(o, false, spaces);
+  Rounding how = rounding(c, rows, in);
+  how.rounded = to.numbers, how.scale = to.scale, how.as_bytes = to.as_bytes;
+  round_inputs(type, is_int8 ? Code::kInt8 : Code::kE4M3, how, o.stream);
+  multiply_rounded(o, to, y.data(), spaces);
+  return true;
 }
 
 std::vector<Tensor> grouped(const Tensor& x, const Tensor& weight, const Optional& scale,
@@ -182,9 +177,9 @@ std::vector<Tensor> grouped(const Tensor& x, const Tensor& weight, const Optiona
   p.bias = bias ? bias->data() : nullptr;
   p.pairs = pairs, p.repeats = pairs / rows, p.in = x.shape()[1], p.out = out;
   p.group = group, p.channels = channels;
-  Rounded r;
+  RoundedRows r;
   if (c.round != Round::kNot) {
-    r = rounded(c, type, false);
+    r = rounded(c, type);
     p.x = r.numbers.data();
     if (c.round != Round::kE4M3Runs) p.x_scale = r.scale.data<float>();
   }

@@ -1,4 +1,4 @@
-#include "common.cuh"
+#include "gate.cuh"
 
 namespace qinfer::cuda {
 namespace {
@@ -22,12 +22,8 @@ __global__ void silu_kernel(const T* x, T* y, int64_t count, int width) {
   const int64_t i = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) * 8;
   if (i >= count) return;
   const T* from = x + i / width * 2 * width + i % width;
-  float gate[8], up[8];
-  unpack8<T>(*reinterpret_cast<const uint4*>(from), gate);
-  unpack8<T>(*reinterpret_cast<const uint4*>(from + width), up);
-#pragma unroll
-  for (int j = 0; j < 8; ++j) gate[j] = gate[j] / (1.0f + __expf(-gate[j])) * up[j];
-  *reinterpret_cast<uint4*>(y + i) = pack8<T>(gate);
+  *reinterpret_cast<uint4*>(y + i) = gate8<T>(*reinterpret_cast<const uint4*>(from),
+                                              *reinterpret_cast<const uint4*>(from + width));
 }
 
 template <class T>

@@ -13,10 +13,10 @@
 namespace qinfer::cuda {
 
 // How a tensor lies in memory, for the copy engine. Sizes of a box and of the tensor, the
-// innermost first; strides in bytes, from the second on. Rows of 128 bytes are swizzled, so that
-// eight rows' chunks of one column lie in different banks; narrower ones lie as they are.
+// innermost first; strides in bytes, from the second on. A box's rows are 128 or 64 bytes and are
+// swizzled, so that eight rows' chunks of one column lie in different banks.
 CUtensorMap tensor_map(CUtensorMapDataType type, const void* from, int rank, const uint64_t* sizes,
-                       const uint64_t* strides, const uint32_t* box, bool swizzled = true);
+                       const uint64_t* strides, const uint32_t* box);
 
 __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));

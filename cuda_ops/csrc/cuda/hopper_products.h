@@ -4,12 +4,11 @@
 
 namespace qinfer::cuda {
 
-// product() of 17 to 64 rows with weights of kInt8 or kInt4.
-void product_hopper(Type type, Format format, const Product& p, cudaStream_t stream);
-
-// A product of 17 to 128 rows, weights and activations e4m3, and whether it is the fastest.
+// product() of up to 256 rows with weights of kInt8, kInt4 or, with inputs of e4m3 as well, kE4M3:
+// the fastest above 16 rows, of e4m3 up to as many as rows_hopper_suits says.
+constexpr int64_t kMostRows = 256;
 bool rows_hopper_suits(int64_t rows, int64_t in, int64_t out);
-void rows_hopper(Type type, const Product& p, cudaStream_t stream);
+void rows_hopper(Type type, Format format, const Product& p, cudaStream_t stream);
 
 // Whether matmul_hopper is the fastest for these sizes: most of its tiles are full, and all
 // multiprocessors have some to the end.

@@ -26,9 +26,18 @@ void silu_gate(Type type, const void* x, void* y, int64_t rows, int64_t width, c
 void read_memory(const void* x, int64_t bytes, unsigned* sum, cudaStream_t stream);
 void to_float32(Type type, const void* x, float* y, int64_t count, cudaStream_t stream);
 
-// y = norm(x + residual) * weight, total = x + residual; residual and total null: y = norm(x).
-void rms_norm(Type type, const void* x, const void* residual, const void* weight, float eps,
-              void* y, void* total, int64_t rows, int64_t width, cudaStream_t stream);
+// y = norm(x + residual) * weight, total = x + residual; residual and total null: y = norm(x). With
+// `scale` y is rounded to e4m3, each row over its scale: absmax / 448.
+struct Norm {
+  const void *x, *residual;  // [rows, width]
+  const void* weight;        // [width]
+  float eps;
+  void *y, *total;  // [rows, width]
+  int64_t rows, width;
+  float* scale;   // [rows] or null
+  bool as_bytes;  // y holds codes, else numbers of `type`
+};
+void rms_norm(Type type, const Norm& n, cudaStream_t stream);
 
 // A negative slot is not written: such a token is padding. A cache of kInt8 or kE4M3 has scales:
 // [kv_heads] static ones, or [blocks, block_size, kv_heads], each head's largest magnitude over
@@ -132,12 +141,9 @@ void fused_product(Format format, const FusedProduct& p, cudaStream_t stream);
 
 int64_t int4_bytes(int64_t out, int64_t in);
 void pack_int4(const int8_t* weight, uint8_t* packed, int64_t out, int64_t in, cudaStream_t stream);
-// w[out, in] in `type`, scales multiplied in
+// w[out, in] in `type`, scales multiplied in; int8 without where there are none
 void dequantise(Type type, Format format, const void* weight, const float* scale, void* w,
                 int64_t out, int64_t in, cudaStream_t stream);
-// Each row over its scale (absmax / 448), rounded to e4m3: as bytes, or as numbers of `type`.
-void quantise_rows(Type type, const void* x, void* rounded, float* scale, bool as_bytes,
-                   int64_t rows, int64_t width, cudaStream_t stream);
 
 void argmax(const float* logits, int64_t* out, int64_t rows, int64_t width, cudaStream_t stream);
 struct Sampling {

@@ -124,9 +124,10 @@ void matmul(Type type, const Product& p, const Workspace& workspace, cudaStream_
   plan.run(p, workspace, stream);
 }
 
-bool matmul_e4m3(Type type, const Product& p, const Workspace& workspace, cudaStream_t stream) {
 #if CUBLAS_VERSION >= 120900
-  if (p.in % 16 || p.out % 16) return false;
+namespace {
+
+Plan& e4m3_plan(Type type, const Product& p) {
   const Key key{0, static_cast<int>(type), true, p.bias != nullptr, p.rows, p.in, p.out};
   const auto point = [&](Plan& plan) {
     plan.set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, static_cast<const void*>(p.scale));
@@ -140,15 +141,25 @@ bool matmul_e4m3(Type type, const Product& p, const Workspace& workspace, cudaSt
     add_bias(made, p, of(type));
     point(made);
   });
-  if (!plan.found) return false;
-  point(plan);
-  plan.run(p, workspace, stream);
-  return true;
-#else
-  (void)type, (void)p, (void)workspace, (void)stream;
-  return false;
-#endif
+  if (plan.found) point(plan);
+  return plan;
 }
+
+}  // namespace
+
+bool matmul_e4m3_knows(Type type, const Product& p) {
+  return p.in % 16 == 0 && p.out % 16 == 0 && e4m3_plan(type, p).found;
+}
+
+bool matmul_e4m3(Type type, const Product& p, const Workspace& workspace, cudaStream_t stream) {
+  if (!matmul_e4m3_knows(type, p)) return false;
+  e4m3_plan(type, p).run(p, workspace, stream);
+  return true;
+}
+#else
+bool matmul_e4m3_knows(Type, const Product&) { return false; }
+bool matmul_e4m3(Type, const Product&, const Workspace&, cudaStream_t) { return false; }
+#endif
 
 }  // namespace qinfer::cuda
 
@@ -159,6 +170,7 @@ bool has_matmul() { return false; }
 void matmul(Type, const Product&, const Workspace&, cudaStream_t) {
   throw std::runtime_error("these operators were built without cuBLASLt");
 }
+bool matmul_e4m3_knows(Type, const Product&) { return false; }
 bool matmul_e4m3(Type, const Product&, const Workspace&, cudaStream_t) { return false; }
 }  // namespace qinfer::cuda
 

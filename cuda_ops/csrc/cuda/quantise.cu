@@ -1,9 +1,4 @@
-// Packing int4 weights, unpacking weights for products of many rows, and rounding activations.
-#include <cuda_fp8.h>
-
-#include <algorithm>
-#include <type_traits>
-
+// Packing int4 weights, and unpacking weights for products of many rows.
 #include "weights.cuh"
 
 namespace qinfer::cuda {
@@ -63,82 +58,13 @@ __global__ void dequantise_kernel(const uint8_t* weight, const float* scale, T* 
       from_e4m3<T>(bytes.x, words[0], words[1]);
       from_e4m3<T>(bytes.y, words[2], words[3]);
     }
-    factor = scale[channel];
+    factor = scale ? scale[channel] : 1.0f;
   }
   float numbers[8];
   unpack8<T>({words[0], words[1], words[2], words[3]}, numbers);
 #pragma unroll
   for (int j = 0; j < 8; ++j) numbers[j] *= factor;
   *reinterpret_cast<uint4*>(w + channel * in + i) = pack8<T>(numbers);
-}
-
-constexpr int kMostThreads = 512;
-
-// A row's largest magnitude, from what its block's threads have found.
-__device__ __forceinline__ float block_max(float most) {
-  __shared__ float found[kMostThreads / 32];
-  most = warp_max(most);
-  if (threadIdx.x % 32 == 0) found[threadIdx.x / 32] = most;
-  __syncthreads();
-  for (int i = 0; i < blockDim.x / 32; ++i) most = fmaxf(most, found[i]);
-  return most;
-}
-
-// Eight numbers over a step, rounded to e4m3: as bytes, or as numbers of T. Divided, not multiplied
-// with the inverse: 16-bit numbers fall halfway between two codes often enough for it to show.
-template <class T, bool Bytes>
-__device__ __forceinline__ void put_rounded(const uint4& from, float step, void* to, int64_t at) {
-  float v[8];
-  unpack8<T>(from, v);
-  uint32_t bytes[2] = {0, 0};
-#pragma unroll
-  for (int j = 0; j < 8; j += 2) {
-    const __nv_fp8x2_storage_t codes = __nv_cvt_float2_to_fp8x2(
-        make_float2(__fdiv_rn(v[j], step), __fdiv_rn(v[j + 1], step)), __NV_SATFINITE, __NV_E4M3);
-    bytes[j / 4] |= uint32_t(codes) << (j % 4 * 8);
-  }
-  if constexpr (Bytes) {
-    *reinterpret_cast<uint2*>(static_cast<uint8_t*>(to) + at) = {bytes[0], bytes[1]};
-  } else {
-    uint4 out;
-    from_e4m3<T>(bytes[0], out.x, out.y);
-    from_e4m3<T>(bytes[1], out.z, out.w);
-    *reinterpret_cast<uint4*>(static_cast<T*>(to) + at) = out;
-  }
-}
-
-// One block a row, the first Most vectors of eight of each thread kept in registers.
-template <class T, bool Bytes, int Most>
-__global__ void __launch_bounds__(kMostThreads)
-    quantise_kernel(const T* x, void* rounded, float* scale, int width) {
-  let_next_start();
-  wait_for_previous();
-  const int64_t row = int64_t(blockIdx.x) * width;
-  const int own = threadIdx.x * 8, stride = blockDim.x * 8;
-  uint4 held[Most];
-  float most = 0, v[8];
-#pragma unroll
-  for (int m = 0; m < Most; ++m)
-    held[m] = own + m * stride < width ? *reinterpret_cast<const uint4*>(x + row + own + m * stride)
-                                       : uint4{};
-  const auto look = [&](const uint4& numbers) {
-    unpack8<T>(numbers, v);
-#pragma unroll
-    for (int j = 0; j < 8; ++j) most = fmaxf(most, fabsf(v[j]));
-  };
-#pragma unroll
-  for (int m = 0; m < Most; ++m) look(held[m]);
-  for (int i = own + Most * stride; i < width; i += stride)
-    look(*reinterpret_cast<const uint4*>(x + row + i));
-  most = fmaxf(block_max(most), 448e-30f);
-  const float step = __fdiv_rn(most, 448.0f);
-  if (threadIdx.x == 0) scale[blockIdx.x] = step;
-#pragma unroll
-  for (int m = 0; m < Most; ++m)
-    if (own + m * stride < width)
-      put_rounded<T, Bytes>(held[m], step, rounded, row + own + m * stride);
-  for (int i = own + Most * stride; i < width; i += stride)
-    put_rounded<T, Bytes>(*reinterpret_cast<const uint4*>(x + row + i), step, rounded, row + i);
 }
 
 template <class T>
@@ -156,21 +82,6 @@ void unpack_weight(Format format, const void* weight, const float* scale, void* 
     launch(dequantise_kernel<T, Format::kE4M3>, grid, kThreads, 0, stream, from, scale, to, in, in);
 }
 
-template <class T, bool Bytes>
-void round_rows(const void* x, void* rounded, float* scale, int64_t rows, int64_t width,
-                cudaStream_t stream) {
-  const int64_t vectors = (width + 7) / 8;
-  const auto with = [&](auto* kernel, int64_t most) {
-    const int64_t warps = std::min<int64_t>((vectors + 32 * most - 1) / (32 * most), 16);
-    launch(kernel, dim3(rows), static_cast<int>(warps * 32), 0, stream, static_cast<const T*>(x),
-           rounded, scale, static_cast<int>(width));
-  };
-  if (vectors <= 256)
-    with(quantise_kernel<T, Bytes, 1>, 1);
-  else
-    with(quantise_kernel<T, Bytes, 5>, 5);
-}
-
 }  // namespace
 
 int64_t int4_bytes(int64_t out, int64_t in) { return out * ((in + 127) / 128) * 64; }
@@ -186,18 +97,6 @@ void dequantise(Type type, Format format, const void* weight, const float* scale
     unpack_weight<BF16>(format, weight, scale, w, out, in, stream);
   else
     unpack_weight<F16>(format, weight, scale, w, out, in, stream);
-}
-
-void quantise_rows(Type type, const void* x, void* rounded, float* scale, bool as_bytes,
-                   int64_t rows, int64_t width, cudaStream_t stream) {
-  if (!rows) return;
-  const bool is_bf16 = type == Type::kBF16;
-  if (as_bytes)
-    (is_bf16 ? round_rows<BF16, true> : round_rows<F16, true>)(x, rounded, scale, rows, width,
-                                                               stream);
-  else
-    (is_bf16 ? round_rows<BF16, false> : round_rows<F16, false>)(x, rounded, scale, rows, width,
-                                                                 stream);
 }
 
 }  // namespace qinfer::cuda

@@ -1,4 +1,4 @@
-// Rounding activations to eight bits, and what changes them before a product or its result after.
+// Rounding activations to eight bits.
 #pragma once
 #include "kernels.h"
 
@@ -8,36 +8,16 @@ enum class Code { kInt8, kE4M3 };
 
 // x over its scale, rounded: the row's largest magnitude / 127 or 448, or `fixed` where that is
 // given. As bytes, or as numbers of x's type; where `run` is not 0, each run of so many inputs has
-// a scale of its own, which the numbers are multiplied with again.
+// a scale of its own, which the numbers are multiplied with again. Gated: x's rows are gates and
+// what they let pass, and silu(gate) * up is rounded.
 struct Rounding {
-  const void* x;       // [rows, width]
-  void* rounded;       // the same
+  const void* x;       // [rows, width], gated [rows, 2 width]
+  void* rounded;       // [rows, width]
   float* scale;        // [rows], written also where it is fixed; null for runs
   const float* fixed;  // [1] or null
   int64_t rows, width, run;
-  bool as_bytes;
+  bool as_bytes, gated;  // runs: neither
 };
 void round_inputs(Type type, Code code, const Rounding& r, cudaStream_t stream);
-
-// w[out, in] in `type`: integers times the scale [out, in / group] of their group, any size.
-void dequantise_groups(Type type, const int8_t* weight, const float* scale, void* w, int64_t out,
-                       int64_t in, int64_t group, cudaStream_t stream);
-
-// y = (x + shift) * scale over rows of `width`; either may be null.
-void scale_shift(Type type, const void* x, const float* scale, const float* shift, void* y,
-                 int64_t rows, int64_t width, cudaStream_t stream);
-// y[:, i] = x[:, columns[i]] of 16-bit numbers.
-void take_columns(const void* x, const int64_t* columns, void* y, int64_t rows, int64_t from,
-                  int64_t to, cudaStream_t stream);
-
-// total = y + s zero, where s [rows, groups] are x's sums over each group of inputs.
-struct ZeroPoints {
-  const void* y;      // [rows, out]
-  const void* x;      // [rows, in]
-  const float* zero;  // [groups, out]
-  void* total;
-  int64_t rows, in, out, groups;
-};
-void add_zero_points(Type type, const ZeroPoints& z, cudaStream_t stream);
 
 }  // namespace qinfer::cuda
