@@ -75,58 +75,29 @@ def prepare(run: RunConfig, selected: Selected, folder: Path) -> Prepared:
 
     Raises BadCheckpoint, BrokenPlugin or Unsupported.
     """
-    from qinfer.core.checkpoint.files import Checkpoint
     from qinfer.core.checkpoint.layout import plan_loading
     from qinfer.core.checkpoint.quantised import check_agreement, open_stored
-    from qinfer.core.checkpoint.random_checkpoint import RandomCheckpoint
-    from qinfer.core.config import generation_config, with_generation
-    from qinfer.core.engine.sizing import choose_sizes
+    from qinfer.core.config import generation_config
     from qinfer.core.hardware.device import open_device
     from qinfer.core.hardware.start_paddle import import_paddle
     from qinfer.core.json_file import read_json
 
     raw = read_json(folder / "config.json")
-    record = selected.model or detect_model(raw, selected.installed)
+    model = selected.model or detect_model(raw, selected.installed)
     device = open_device(run.device)
     import_paddle(run.threads, device.label)
-    quant = choose_quant(raw, selected.quant, selected.installed)
-    backend = selected.backend or resolve("backend", BACKEND, selected.installed)
-    hooks = open_session([record, quant, backend, *selected.observers])
-    _check_fit(hooks, raw, record)
-    run = replace(
-        run,
-        model=str(folder),
-        plugin=record.name,
-        quant=quant.name,
-        backend=backend.name,
-        device=device.label,
-    )
-    run = choose_sizes(run, device.kind)
-    hooks.require_support(device)
-    hooks.configure(run)
+    run, hooks = _open_hooks(replace(run, model=str(folder)), selected, model, raw, device)
     generation = generation_config(folder)
-    config = with_generation(hooks.read_config(raw), generation)
-    dtype, compute_dtype = choose_dtypes(config.dtype, run.dtype, device)
-    config = replace(
-        config,
-        dtype=dtype,
-        compute_dtype=compute_dtype,
-        max_position_embeddings=min(
-            run.max_model_len or config.max_position_embeddings, config.max_position_embeddings
-        ),
-    )
+    config = _read_config(run, hooks, raw, generation, device)
     linears = hooks.linear_layers(config)
     if device.kind == "gpu":
         check_sizes(config, linears)
     plan = hooks.plan_quant(config, linears, device)
-    if run.random_weights:
-        files: Checkpoint = RandomCheckpoint(folder, hooks.weight_rules(config), config.dtype)
-    else:
-        files = Checkpoint(folder)
+    files = _files(run, hooks, config)
     checkpoint, stored = open_stored(raw, files, hooks, config)
     if stored.kv_cache:
         plan = replace(plan, kv_cache=stored.kv_cache, kv_scales=stored.kv_scales)
-    check_agreement(raw, checkpoint, selected.quant, quant)
+    check_agreement(raw, checkpoint, selected.quant, hooks.record("quant"))
     loading = plan_loading(checkpoint, hooks.weight_rules(config), stored.unused)
     return Prepared(
         run=run,
@@ -140,6 +111,61 @@ def prepare(run: RunConfig, selected: Selected, folder: Path) -> Prepared:
         loading=loading,
         plan=plan,
     )
+
+
+def _open_hooks(
+    run: RunConfig,
+    selected: Selected,
+    model: PluginRecord,
+    raw: Mapping[str, Any],
+    device: DeviceInfo,
+) -> tuple[RunConfig, Hooks]:
+    """The plugins of a run, told its settings, in which their names and all sizes are then."""
+    from qinfer.core.engine.sizing import choose_sizes
+
+    quant = choose_quant(raw, selected.quant, selected.installed)
+    backend = selected.backend or resolve("backend", BACKEND, selected.installed)
+    hooks = open_session([model, quant, backend, *selected.observers])
+    _check_fit(hooks, raw, model)
+    run = replace(
+        run, plugin=model.name, quant=quant.name, backend=backend.name, device=device.label
+    )
+    run = choose_sizes(run, device.kind)
+    hooks.require_support(device)
+    hooks.configure(run)
+    return run, hooks
+
+
+def _read_config(
+    run: RunConfig,
+    hooks: Hooks,
+    raw: Mapping[str, Any],
+    generation: Mapping[str, Any],
+    device: DeviceInfo,
+) -> ModelConfig:
+    """The model's config, with what the device computes in and the run's shorter context."""
+    from qinfer.core.config import with_generation
+
+    config = with_generation(hooks.read_config(raw), generation)
+    dtype, compute_dtype = choose_dtypes(config.dtype, run.dtype, device)
+    longest = config.max_position_embeddings
+    return replace(
+        config,
+        dtype=dtype,
+        compute_dtype=compute_dtype,
+        max_position_embeddings=min(run.max_model_len or longest, longest),
+    )
+
+
+def _files(run: RunConfig, hooks: Hooks, config: ModelConfig) -> Checkpoint:
+    """The run's folder, or random numbers in its shapes."""
+    from qinfer.core.checkpoint.files import Checkpoint
+    from qinfer.core.checkpoint.random_checkpoint import RandomCheckpoint
+
+    folder = Path(run.model)
+    if run.random_weights:
+        return RandomCheckpoint(folder, hooks.weight_rules(config), config.dtype)
+    return Checkpoint(folder)
 
 
 def read_model(prepared: Prepared, progress: Progress) -> LoadedModel:

@@ -42,9 +42,16 @@ class GroupedOption(click.Option):
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         """The option's line in --help, by its main name."""
+        return click.Option.get_help_record(self._shown(), ctx)
+
+    def get_error_hint(self, ctx: click.Context | None) -> str:
+        """What errors call the option, its main name as well."""
+        return click.Option.get_error_hint(self._shown(), ctx)
+
+    def _shown(self) -> GroupedOption:
         shown = copy.copy(self)
         shown.opts = [name for name in self.opts if name not in self.hidden_names]
-        return click.Option.get_help_record(shown, ctx)
+        return shown
 
 
 class GroupedCommand(click.Command):

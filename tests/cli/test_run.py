@@ -55,6 +55,12 @@ def test_chat_file(qinfer, tmp_path: Path) -> None:
     assert qinfer("run", "--chat", "-", input=json.dumps({"messages": messages})).exit_code == 0
 
 
+def test_sizes_that_are_not_given_are_left_to_the_device(qinfer) -> None:
+    qinfer("run", "x")
+    sizes = ("max_model_len", "max_num_seqs", "max_batch_tokens", "kv_cache_memory", "threads")
+    assert [made().arguments[name] for name in sizes] == [0] * 5
+
+
 def test_every_option_arrives(qinfer) -> None:
     qinfer(
         "run", "x", "--plugin", "p", "--quant", "fp8", "--backend", "b", "--observer", "o1",

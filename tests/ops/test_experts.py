@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from ops import reference64
+from ops.tools import tensors
 from qinfer.core.hardware.place import place
 from qinfer.cuda_ops import ops
 from qinfer.cuda_ops.build import build, plan_build
@@ -34,10 +35,6 @@ def expected(x, experts, weights):
 def by_expert(weight, count):
     """[E * out, in] -> [E, in, out] in float64."""
     return weight.astype(np.float64).reshape(count, -1, weight.shape[1]).transpose(0, 2, 1)
-
-
-def tensors(*arrays):
-    return [place(np.ascontiguousarray(array)) for array in arrays]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

@@ -5,6 +5,7 @@ import numpy as np
 import paddle
 import pytest
 
+from ops.tools import close, inputs_and_bias, tensors
 from qinfer.core.hardware.place import place
 from qinfer.core.hardware.start_paddle import import_paddle
 from qinfer.cuda_ops import ops
@@ -17,17 +18,7 @@ SHAPES = [(1, 60, 77), (5, 576, 96), (7, 63, 16), (3, 2100, 40)]
 
 @pytest.fixture(params=SHAPES, ids=lambda s: "x".join(map(str, s)))
 def x_bias(request, rng):
-    tokens, inputs, outputs = request.param
-    x = rng.normal(size=(tokens, inputs)).astype(np.float32)
-    return x, rng.normal(size=outputs).astype(np.float32), (inputs, outputs)
-
-
-def close(got, expected):
-    np.testing.assert_allclose(got.numpy(), expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
-
-
-def tensors(*arrays):
-    return [place(np.ascontiguousarray(array)) for array in arrays]
+    return inputs_and_bias(request.param, rng)
 
 
 @pytest.mark.parametrize("static", [False, True])
