@@ -80,7 +80,14 @@ def _inverse_factor(hessian: Floats, order: NDArray[np.intp]) -> Floats:
     With J for the reversal of rows or columns, J H J = M M^T makes L = (J M^-1 J)^T.
     """
     reverse = order[::-1]
-    damped = hessian[np.ix_(reverse, reverse)].astype(np.float64)
+    factor = _factor(hessian[np.ix_(reverse, reverse)])
+    _invert(factor)
+    return np.ascontiguousarray(factor[::-1, ::-1].T, np.float32)
+
+
+def _factor(hessian: Floats) -> Doubles:
+    """The lower M of the damped Hessian, M M^T."""
+    damped = hessian.astype(np.float64)
     diagonal = np.where(np.diag(damped) == 0, 1, np.diag(damped))
     damp = DAMP * float(np.mean(diagonal))
     for _ in range(10):
@@ -90,17 +97,19 @@ def _inverse_factor(hessian: Floats, order: NDArray[np.intp]) -> Floats:
         except np.linalg.LinAlgError:
             damp *= 10
             continue
-        return np.ascontiguousarray(_inverse(factor)[::-1, ::-1].T, np.float32)
+        return factor
     raise ArithmeticError("the calibration data's Hessian cannot be inverted")
 
 
-def _inverse(lower: Doubles) -> Doubles:
-    """The inverse of a lower triangular matrix, by its halves: all but the least are products."""
+def _invert(lower: Doubles) -> None:
+    """Put the inverse of a lower triangular matrix in its place, by its halves: all but the least
+    are products.
+    """
     if len(lower) <= LEAST:
-        return np.tril(np.linalg.inv(lower))
+        lower[:] = np.tril(np.linalg.inv(lower))
+        return
     half = len(lower) // 2
-    result = np.zeros_like(lower)
-    first, last = _inverse(lower[:half, :half]), _inverse(lower[half:, half:])
-    result[:half, :half], result[half:, half:] = first, last
-    result[half:, :half] = -product(last, product(lower[half:, :half], first))
-    return result
+    first, below, last = lower[:half, :half], lower[half:, :half], lower[half:, half:]
+    _invert(first)
+    _invert(last)
+    below[:] = -product(last, product(below, first))
