@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-ROUNDS = 3
+ROUNDS = 9
 NEW = 128
 WAYS = ("dynamic", "static")
 
