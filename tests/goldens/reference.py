@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from goldens import tiny
+from goldens.case import ARCHITECTURES
 
 NEW_TOKENS = 24
 
@@ -64,7 +65,7 @@ def build(case: tiny.Case, dtype: str) -> Any:
     import torch
     import transformers
 
-    architecture = tiny.ARCHITECTURES[case.family]
+    architecture = ARCHITECTURES[case.family]
     config = getattr(transformers, architecture.replace("ForCausalLM", "Config"))(**case.config)
     config._attn_implementation = "eager"
     model = getattr(transformers, architecture)(config).to(torch.float32)

@@ -94,7 +94,7 @@ def test_a_family_in_a_scheme(written, quant):
     with in_16_bits():
         rounded = step_logits(on_processor, tokens, [len(tokens)], case.prompt_length)
     limit = ALLOWED * error(rounded, expected)
-    assert limit < 0.35  # else nothing would be seen
+    assert limit < 0.5  # else nothing would be seen: unlike logits are 1.4 apart
     model = opened(folder, quant, "gpu")
     whole = step_logits(model, tokens, [len(tokens)], case.prompt_length)
     by_token = step_logits(model, tokens, [1] * len(tokens), case.prompt_length)
