@@ -98,7 +98,10 @@ class Attention {
     if (static_cast<int64_t>(memory.size()) < rows * padded_) memory.resize(rows * padded_);
     scores_ = memory.data();
     const int64_t start = first_of(0) / kLanes * kLanes;  // the first query's, the earliest
-    for (int64_t j = start; j < seen_; j += kLanes) together<Score>(j);
+    for (int64_t j = start; j < seen_; j += kLanes) {
+      ask(j);
+      together<Score>(j);
+    }
     for (int64_t t = 0; t < job_.count; ++t)
       for (int64_t h = 0; h < job_.heads; ++h) {
         softmax(row(t, h), first_of(t), first_seen_ + t);
@@ -109,6 +112,20 @@ class Attention {
 
  private:
   using Item = typename Holds::Item;
+  static constexpr int64_t kLine = 64 / sizeof(Item);  // numbers in a line of the cache
+
+  // Ask for the keys that come next and the values of these: short pieces all over memory, which
+  // the processor's own prefetching does not foresee.
+  void ask(int64_t j) const {
+    if (j + kLanes < seen_) {
+      const Item* keys = keys_at(slot_of(j + kLanes));
+      for (int64_t i = 0; i < kLanes * cache_.dim; i += kLine) __builtin_prefetch(keys + i);
+    }
+    const Item* values = values_at(slot_of(j));
+    for (int64_t t = 0; t < kLanes; ++t)
+      for (int64_t i = 0; i < cache_.dim; i += kLine)
+        __builtin_prefetch(values + t * cache_.kv_heads * cache_.dim + i);
+  }
 
   // Step<R>::run for all heads of every query, kHeads at a time.
   template <template <int> class Step>
@@ -128,7 +145,7 @@ class Attention {
   struct Score {
     static void run(Attention& a, int64_t t, int64_t h, int64_t j, int64_t slot) {
       const Cache& c = a.cache_;
-      const Item* keys = static_cast<const Item*>(c.keys) + c.group(slot, a.kv_head_) * c.dim;
+      const Item* keys = a.keys_at(slot);
       const F32 scale = a.scales(c.key_scales, slot) * a.p_.scale;
       score<Holds, R>(a.p_.queries + a.query(t, h), keys, c.dim, scale, a.row(t, h) + j, a.padded_);
     }
@@ -147,8 +164,7 @@ class Attention {
           store(weights + r * a.padded_,
                 load<F32>(weights + r * a.padded_) * a.scales(c.value_scales, slot));
       weights += from;
-      const Item* values =
-          static_cast<const Item*>(c.values) + ((slot + from) * c.kv_heads + a.kv_head_) * c.dim;
+      const Item* values = a.values_at(slot + from);
       const int64_t stride = c.kv_heads * c.dim;
       float* to = a.p_.out + a.query(t, h);
       int64_t d = 0;
@@ -159,13 +175,21 @@ class Attention {
     }
   };
 
+  const Item* keys_at(int64_t slot) const {
+    return static_cast<const Item*>(cache_.keys) + cache_.group(slot, kv_head_) * cache_.dim;
+  }
+
+  const Item* values_at(int64_t slot) const {
+    return static_cast<const Item*>(cache_.values) +
+           (slot * cache_.kv_heads + kv_head_) * cache_.dim;
+  }
+
   int64_t slot_of(int64_t at) const {
     const int32_t block = p_.tables[job_.sequence * p_.width + at / cache_.block_size];
     return int64_t{block} * cache_.block_size + at % cache_.block_size;
   }
 
-  // The first key that query t sees.
-  int64_t first_of(int64_t t) const {
+  int64_t first_of(int64_t t) const {  // the first key that query t sees
     return p_.window ? std::max<int64_t>(first_seen_ + t - p_.window, 0) : 0;
   }
 
@@ -205,9 +229,12 @@ void each_job(const Paged& p, int64_t together, const Work& work) {
 
 Task paged_attention(const Paged& p, const Cache& cache) {
   return [=](const Worker& me) {
-    // Heads that share keys go together, unless that leaves too few jobs to share out.
-    const int64_t jobs = p.starts[p.sequences] * cache.kv_heads;
-    const int64_t together = jobs >= 8 * me.count ? p.heads / cache.kv_heads : 1;
+    // Heads that share keys go together, unless one thread then gets more than an eighth more.
+    const int64_t group = p.heads / cache.kv_heads;
+    int64_t jobs = 0;
+    each_job(p, group, [&](const Job&, int64_t) { ++jobs; });
+    const int64_t most = divide_up(jobs, me.count) * group;
+    const int64_t together = 8 * most <= 9 * divide_up(jobs * group, me.count) ? group : 1;
     int64_t total = 0, before = 0;
     each_job(p, together, [&](const Job&, int64_t cost) { total += cost; });
     with_type(cache.type, [&](auto holds) {

@@ -125,14 +125,30 @@ struct Nibbles {
   template <int R, int P>
   static void step(I32 (&sum)[R][P], const int16_t* const (&x)[R], const char* const (&w)[P],
                    int64_t s) {
+    if constexpr (R == 1) return one_row(sum[0], x[0] + s * kStep, w, s);
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
       Pairs wide[P];
 #pragma GCC unroll 8
-      for (int p = 0; p < P; ++p)
-        wide[p] = (Pairs)(load<UPairs>(w[p] + s * kBytes) >> (4 * i) & (uint16_t)15);
+      for (int p = 0; p < P; ++p) wide[p] = pair(load<UPairs>(w[p] + s * kBytes), i);
       add_pairs(sum, wide, x, s * kStep + 2 * i);
     }
+  }
+
+  // Panel by panel: one row's sums and x stay in the registers, and no weight has to.
+  template <int P>
+  static void one_row(I32 (&sum)[P], const int16_t* x, const char* const (&w)[P], int64_t s) {
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) {
+      const UPairs all = load<UPairs>(w[p] + s * kBytes);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i)
+        sum[p] = add_products(sum[p], pair(all, i), splat_pair(x + 2 * i));
+    }
+  }
+
+  static Pairs pair(UPairs all, int i) {
+    return (Pairs)(i == 3 ? all >> 12 : all >> (4 * i) & (uint16_t)15);
   }
 
   // With the 8 taken off.

@@ -15,8 +15,6 @@
 
 namespace qinfer {
 
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 constexpr int64_t kGroup = 4;      // panels that many rows pass over together, out of the cache
 constexpr int64_t kManyRows = 12;  // from here on that pays
 

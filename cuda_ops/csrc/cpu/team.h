@@ -23,6 +23,8 @@
 
 namespace qinfer {
 
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 // Where the threads of a team wait until all have come. It counts arrivals and never starts again,
 // so nobody has to clear it while others still look.
 class Barrier {
