@@ -95,13 +95,16 @@ def test_reference_operators_cannot_have_e4m3_caches(export, monkeypatch):
 
 
 def answers(folder, **options):
-    """Texts with logprobs, greedy and sampled, in chunks and with several at a time."""
+    """Texts with logprobs, greedy and sampled, in chunks and with several at a time; one in the
+    pieces it is streamed in.
+    """
     prompts = [f"prompt number {i} " + "abc " * i for i in range(5)]
     sampled = SamplingParams(temperature=1.3, top_k=9, seed=4, max_tokens=9, logprobs=2, n=2)
     options = {"kv_cache_memory": 8 << 20, "max_batch_tokens": 7} | options
     with LLM(str(folder), **options) as llm:
         outputs = llm.generate(prompts, [GREEDY, sampled, GREEDY, sampled, GREEDY])
-        return [output.completions for output in outputs]
+        streamed = [delta.text for delta in llm.stream(prompts[1], GREEDY)]
+        return [output.completions for output in outputs], streamed
 
 
 def test_a_step_leaves_the_threads_as_they_were(export):
