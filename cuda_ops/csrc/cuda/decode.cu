@@ -29,8 +29,8 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(const Arguments a) {
   attend.length = p.lengths[token];
   attend.begin = attend.first_visible() / kKeys * kKeys;
   const int turns = (attend.length - attend.begin + kKeys - 1) / kKeys;  // of all warps together
-  const int used =
-      min(max((turns + size * kWarps * kTurns - 1) / (size * kWarps * kTurns), 1), a.chunks);
+  const int each = size * kWarps * kTurns;
+  const int used = turns <= size * kWarps * kAlone ? 1 : min((turns + each - 1) / each, a.chunks);
   if (cluster >= used) return;
   attend.workers = used * size * kWarps;
   attend.worker = (cluster * size + rank) * kWarps + attend.warp;
@@ -120,7 +120,7 @@ int chunks_of(const Decode& d) {
   const int64_t size = cluster_of(d), each = size * kWarps * kKeys * kTurns;
   const int64_t most = (d.width * d.block_size + each - 1) / each;
   return static_cast<int>(std::clamp<int64_t>(
-      std::min(2 * multiprocessors() / (pairs(d) * size), most), 1, kMostChunks));
+      std::min(3 * multiprocessors() / (2 * pairs(d) * size), most), 1, kMostChunks));
 }
 
 template <class T, Format F, int D>

@@ -7,9 +7,10 @@ namespace qinfer::cuda::decoding {
 
 constexpr int kWarps = 4, kThreads = kWarps * 32;
 constexpr int kKeys = 16;        // of a turn of a warp
-constexpr int kStages = 2;       // turns on their way
+constexpr int kStages = 3;       // turns on their way
 constexpr int kHeads = 16;       // rows of a matrix instruction
-constexpr int kTurns = 2;        // of a warp, before another cluster helps
+constexpr int kAlone = 4;        // turns of a warp, before other clusters help
+constexpr int kTurns = 2;        // then, as putting their parts together costs more than two turns
 constexpr int kMostCluster = 8;  // what every card can place
 constexpr int kMostChunks = 8;   // clusters for a sequence
 
