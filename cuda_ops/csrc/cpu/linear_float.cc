@@ -37,7 +37,7 @@ void product(const Job& job, const Worker& me) {
 
 // The product of a copy of x: its rows in order, with zeros behind each up to `stride`.
 template <typename Run>
-Task copied_product(const Job& job, int64_t stride, const Run& multiply) {
+Task copied_product(const Job& job, int64_t stride, Run multiply) {
   auto copy = scratch<float>(job.rows * stride);
   return [=](const Worker& me) {
     me.share(job.rows, [&](int64_t first, int64_t end) {
