@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
-from typing import Any
 
 import numpy as np
 import paddle
@@ -76,7 +74,7 @@ class GraphRunner:
         """
         is_plain = not sampling.edit_rows.size and sampling.num_logprobs < 0
         size = self._size(batch, is_plain and bool(sampling.temperature.any()))
-        if rows is not None and size is not None and size not in self.graphs:
+        if rows is not None and not self._is_ready(size):
             return None
         if size is None or not is_plain:
             return self._compute(size, batch, rows)(sampling)
@@ -90,7 +88,7 @@ class GraphRunner:
     ) -> Callable[[SamplingInput], Callable[[], StepOutput]] | None:
         """Queue a step but for the choice of its tokens, as ``OverlappingRunner`` says."""
         size = self._size(batch, False)
-        if rows is not None and size is not None and size not in self.graphs:
+        if rows is not None and not self._is_ready(size):
             return None
         return self._compute(size, batch, rows)
 
@@ -189,6 +187,10 @@ class GraphRunner:
         self.seen.add(size)  # a size that comes once is not worth recording
         return None
 
+    def _is_ready(self, size: StepSize | None) -> bool:
+        """Whether nothing has to be recorded first: a step can go on from one under way."""
+        return size is None or size in self.graphs
+
     def _graph(self, size: StepSize) -> StepGraph:
         if size not in self.graphs:
             model, cache = self._open_model(), self.cache
@@ -244,5 +246,4 @@ def _layer_cache(spec: CacheSpec, layer: int, device: int) -> LayerCache:
 
 
 def _on_card(batch: StepInput) -> StepInput:
-    arrays: dict[str, Any] = {f.name: getattr(batch, f.name) for f in fields(batch)}
-    return replace(batch, **{name: paddle.to_tensor(value) for name, value in arrays.items()})
+    return StepInput(**{name: paddle.to_tensor(value) for name, value in vars(batch).items()})
