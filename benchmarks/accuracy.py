@@ -128,6 +128,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so many")
     parser.add_argument("--jobs", type=int, default=1, help="rows to make side by side")
     asked = parser.parse_args()
+    if asked.jobs < 1:
+        parser.error("--jobs has to be 1 or more")
     with tempfile.TemporaryDirectory(prefix="qinfer-accuracy-") as temporary:
         task = Task(
             model=asked.model,
