@@ -1,6 +1,6 @@
 """Is an exported program as fast as the model? python -m benchmarks.static [--scheme none ...]
 
-The demo in each scheme, dynamic and exported, by turns in one process (static_pair.py), in both
+The demo in each scheme, dynamic and exported, by turns in one process (pair.py), in both
 orders and in several processes, as where memory lies differs from process to process. Processes
 with one of the two twice show how far models that are the same model are apart: what is within
 that is not a difference. A process that did not have its two processors is measured again. Last
@@ -13,19 +13,19 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import commit, describe
+from benchmarks.pair import COLUMNS
+from benchmarks.pairs import apart, measure
 from benchmarks.startup import QUESTION, Command
-from benchmarks.static_pair import COLUMNS
 from qinfer.core.export.make import export_model
 from qinfer.core.progress import NoProgress
 from qinfer.core.types import RunConfig
@@ -33,8 +33,6 @@ from qinfer.core.types import RunConfig
 SCHEMES = ["none", "wint8", "wint4", "a8w8", "a8w8c8", "fp8"]
 WAYS = ("dynamic", "static")
 PAIRS = (("dynamic", "static"), ("static", "dynamic"), ("dynamic", "dynamic"), ("static", "static"))
-ENOUGH, ATTEMPTS = 1.8, 4
-"""Processors that two threads have when nobody else computes, and how often that is tried."""
 
 
 def main() -> None:
@@ -50,8 +48,12 @@ def main() -> None:
         for scheme in options.scheme:
             output = Path(folder) / scheme
             export_model(RunConfig(quant=scheme, backend="static"), output, NoProgress())
+            models = {"dynamic": scheme, "static": str(output)}
             found = {
-                "pairs": [measure(scheme, output, *pair) for pair in options.rounds * PAIRS],
+                "pairs": [
+                    measure(*(models[way] for way in pair)) | {"ways": pair}
+                    for pair in options.rounds * PAIRS
+                ],
                 "startup s": startup(scheme, output, options.startup_rounds),
             }
             report["schemes"][scheme] = found
@@ -59,19 +61,6 @@ def main() -> None:
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     raise SystemExit(not all(same_tokens(found) for found in report["schemes"].values()))
-
-
-def measure(scheme: str, output: Path, *ways: str) -> dict[str, Any]:
-    """What static_pair.py says of the two, the time they had most of the processors."""
-    command = [sys.executable, "-m", "benchmarks.static_pair", scheme, str(output), *ways]
-    found: list[dict[str, Any]] = []
-    while len(found) < ATTEMPTS and not any(pair["processors"] > ENOUGH for pair in found):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"{scheme}: {done.stderr.strip()[-500:]}")
-        print(done.stdout, end="", flush=True)
-        found.append(json.loads(done.stdout))
-    return max(found, key=lambda pair: float(pair["processors"]))
 
 
 def startup(scheme: str, output: Path, rounds: int) -> dict[str, Any]:
@@ -116,12 +105,6 @@ def show(scheme: str, found: dict[str, Any]) -> None:
     for name, pairs in ratios.items():
         table.add_row(name, *(apart(pairs, column) for column in COLUMNS))
     Console(width=140).print(table)
-
-
-def apart(pairs: list[Any], column: str) -> str:
-    """The mean of the ratios less 1, and the smallest and largest, in percent."""
-    parts = [100 * (one[column] / other[column] - 1) for one, other in pairs]
-    return f"{mean(parts):+.1f} ({min(parts):+.1f} to {max(parts):+.1f}) %"
 
 
 if __name__ == "__main__":

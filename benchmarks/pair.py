@@ -1,13 +1,13 @@
-"""Two models of one scheme by turns in one process: what benchmarks.static starts.
+"""Two models by turns in one process: what benchmarks.static and benchmarks.schemes start.
 
-python -m benchmarks.static_pair SCHEME FOLDER dynamic static
+python -m benchmarks.pair MODEL MODEL [PROMPTS]
 
-Each word after the folder, where the scheme's export is, opens a model, in this order; the same one
-twice shows how much two that are alike differ, by where their memory lies. Prompts of 128 tokens,
-16 greedy tokens after each, then one decoding step, as the engine asks for it: the time in its
-operators, which are replayed, and what the runner spends beside them; and the same step without a
-recording, as the first two of each batch size are. Prints one JSON line: medians in milliseconds of
-both, whether their tokens were the same, and how many processors the two threads had on average.
+Each is a folder, or a scheme's name for the demo in it, opened in this order; the same one twice
+shows how much two that are alike differ, by where their memory lies. 6 prompts of 128 tokens, or so
+many, 16 greedy tokens after each, then one decoding step, as the engine asks for it: the time in
+its operators, which are replayed, and what the runner spends beside them; and the same step without
+a recording, as the first two of each batch size are. Prints one JSON line: medians in milliseconds
+of both, whether their tokens were the same, and how many processors the two threads had on average.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -30,26 +31,22 @@ from qinfer.core.types import StepInput
 
 GREEDY = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
 COLUMNS = ["prompt", "operators", "beside", "step", "unrecorded"]
-PROMPTS = 6
-"""Answered by each."""
 STEPS = 60
 """Decoding steps of each."""
 
 
 def main() -> None:
     """Measure the two and print."""
-    scheme, folder, *ways = sys.argv[1:]
-    settings: dict[str, Any] = {"threads": 2, "kv_cache_memory": 64 << 20}
-    opened = {"dynamic": {"quant": scheme}, "static": {"model": folder}}
-    llms = [LLM(**opened[way], **settings) for way in ways]
+    first, second, count = (*sys.argv[1:], "6")[:3]
+    llms = [open_model(name) for name in (first, second)]
     tokens: list[list[Any]] = [[] for _ in llms]
     times: list[dict[str, list[float]]] = [{name: [] for name in COLUMNS} for _ in llms]
     begin, computed = time.perf_counter(), time.process_time()
-    warming, *prompts = make_prompts(demo_folder(), 128, PROMPTS + 2, 1)
+    warming, *prompts = make_prompts(demo_folder(), 128, int(count) + 2, 1)
     for turn, (prompt,) in enumerate([warming, *prompts]):
         for told, found, llm in zip(tokens, times, llms, strict=True):
-            first = answer(llm, prompt["text"], told)
-            found["prompt"] += [first] if turn > 1 else []  # those before warm up
+            seconds = answer(llm, prompt["text"], told)
+            found["prompt"] += [seconds] if turn > 1 else []  # those before warm up
     steps = [Step(llm) for llm in llms]
     for _ in range(STEPS):
         for step, found in zip(steps, times, strict=True):
@@ -58,9 +55,15 @@ def main() -> None:
     middle = [{name: 1e3 * median(taken) for name, taken in found.items()} for found in times]
     had = (time.process_time() - computed) / (time.perf_counter() - begin)
     facts = {"same": tokens[0] == tokens[1], "processors": had}
-    print(json.dumps({"ways": ways, "ms": middle, **facts}), flush=True)
+    print(json.dumps({"models": [first, second], "ms": middle, **facts}), flush=True)
     for llm in llms:
         llm.close()
+
+
+def open_model(name: str) -> LLM:
+    """That in a folder, or the demo in a scheme."""
+    model: dict[str, Any] = {"model": name} if Path(name).is_dir() else {"quant": name}
+    return LLM(**model, threads=2, kv_cache_memory=64 << 20)
 
 
 def answer(llm: LLM, text: str, tokens: list[Any]) -> float:
