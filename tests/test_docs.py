@@ -93,6 +93,11 @@ def test_options_named_exist(page):
     assert named - known == set()
 
 
+def test_commands_page_lists_every_command():
+    listed = blocks(ROOT / "docs" / "commands.md")[0].splitlines()
+    assert listed == [f"qinfer {name:13} {line}" for name, (_, line) in COMMANDS.items()]
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_commands_page_has_every_option(name):
     page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
