@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from qinfer.core.params import SamplingParams
 
@@ -39,6 +40,15 @@ class GroupedOption(click.Option):
         spelled = [f"--{name[2:].replace('-', '_')}" for name in named if "-" in name[2:]]
         self.hidden_names = {*aliases, *spelled}
         super().__init__([*decls, *aliases, *spelled], **rest)
+
+    def process_value(self, ctx: click.Context, value: Any) -> Any:
+        """As click does it; a model or a plugin without a name, perhaps an unset variable of a
+        script, is an error and not the demo or the default.
+        """
+        said = ctx.get_parameter_source(self.name or "") is ParameterSource.COMMANDLINE
+        if value == "" and said and self.group == MODEL:
+            raise click.BadParameter("it is empty; name one, or leave the option out", ctx, self)
+        return super().process_value(ctx, value)
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         """The option's line in --help, by its main name."""

@@ -158,6 +158,8 @@ def test_stats(qinfer) -> None:
         (("x", "--kv-cache-memory", "2 apples"), 2, "is no size"),
         (("x", "--logit-bias", "a=b"), 2, "TOKEN_ID=BIAS"),
         (("x", "--dtype", "int4"), 2, "int4"),
+        (("x", "--model", ""), 2, "it is empty"),
+        (("x", "--quant", ""), 2, "it is empty"),
         (("",), 5, "empty"),
         (("  \n",), 5, "empty"),
         (("--chat", "/nowhere/x.json"), 5, "cannot read /nowhere/x.json"),
