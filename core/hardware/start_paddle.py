@@ -8,7 +8,7 @@ import warnings
 from importlib.metadata import entry_points
 from typing import Any
 
-from qinfer.core.errors import Unsupported
+from qinfer.core.errors import Unsupported, UsageError
 from qinfer.core.hardware.machine import cpu_features, is_amd, usable_cores
 from qinfer.core.hardware.nvidia import wake
 from qinfer.core.hardware.openmp import provide_openmp
@@ -17,6 +17,8 @@ from qinfer.core.progress import TerminalProgress
 GPU_PLUGIN = "CUSTOM_DEVICE_ROOT"
 """Environment variable: the folder Paddle loads device plugins from as it is imported."""
 
+MOST_THREADS = 1024
+"""Where the system refuses a thread, OpenMP ends the process."""
 
 GPU_TYPE = "nv"
 """What the plugin's devices are called in Paddle, whose CPU build knows no "gpu"."""
@@ -26,9 +28,14 @@ def import_paddle(threads: int = 0, device: str = "cpu") -> Any:
     """Import Paddle with ``threads`` compute threads (0: one per usable processor), to compute on
     ``device``: "cpu" or "gpu:N".
 
-    Raises Unsupported when it is not installed or does not load. Threads and device hold for the
-    whole process, so the last call decides.
+    Raises Unsupported when it is not installed or does not load, and UsageError for more threads
+    than MOST_THREADS. Threads and device hold for the whole process, so the last call decides.
     """
+    if threads > MOST_THREADS:
+        raise UsageError(
+            f"threads must be at most {MOST_THREADS:,}, not {threads:,}",
+            remedy="More than there are processors make nothing faster: leave it out for one each.",
+        )
     prepare_paddle(device)
     if device.startswith("gpu") and "paddle" not in sys.modules:
         wake(int(device.partition(":")[2] or 0))
