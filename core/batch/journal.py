@@ -17,6 +17,7 @@ from qinfer.core.errors import QinferError, UsageError
 
 _VERSION = 1
 _CONTINUE = "Make room and run the same command again: it continues where it stopped."
+_ELSEWHERE = "Give --output a path in a folder that is there and that you may write to."
 
 
 class Journal:
@@ -35,7 +36,7 @@ class Journal:
         try:
             self._file = FileIO(self.path, "a+")
         except OSError as error:
-            raise _cannot_write(self.path, error) from None
+            raise _cannot_write(self.path, error, _ELSEWHERE) from None
         try:
             _lock(self._file, self.path)
             if restart:
@@ -138,8 +139,8 @@ def encode_line(record: Mapping[str, Any]) -> bytes:
         return json.dumps(record).encode() + b"\n"
 
 
-def _cannot_write(path: Path, error: OSError) -> QinferError:
-    return QinferError(f"cannot write {path}: {error.strerror or error}", remedy=_CONTINUE)
+def _cannot_write(path: Path, error: OSError, remedy: str = _CONTINUE) -> QinferError:
+    return QinferError(f"cannot write {path}: {error.strerror or error}", remedy=remedy)
 
 
 def _lock(file: FileIO, path: Path) -> None:

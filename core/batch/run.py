@@ -52,10 +52,10 @@ class Batch:
         if not isinstance(output, Path):
             self._stream = output
             return
-        if output.exists() and output.samefile(source):
-            raise UsageError(f"{output} is both input and output")
+        _check_output(output, source)
         header = {"input_sha256": digest, "settings": _settings(settings, fingerprint or {})}
-        self.journal = Journal(output, header, restart=restart)
+        where = output.resolve() if output.is_symlink() else output  # the link stays one
+        self.journal = Journal(where, header, restart=restart)
         self.done, self.failed = len(self.journal.finished), self.journal.failed
 
     def run(self, llm: LLM, progress: Callable[[int], None] = lambda count: None) -> int:
@@ -113,6 +113,19 @@ class Batch:
         self.done += 1
         self.failed += "error" in record
         progress(self.done)
+
+
+def _check_output(output: Path, source: Path) -> None:
+    """Raise UsageError for what must not be replaced by a file: the input, a folder, a device."""
+    if not output.exists():
+        return
+    if not output.is_file():
+        raise UsageError(
+            f"{output} is no file",
+            remedy="Give --output the path of a file, or - for standard output.",
+        )
+    if output.samefile(source):
+        raise UsageError(f"{output} is both input and output")
 
 
 def _scan(source: Path) -> tuple[str, int]:

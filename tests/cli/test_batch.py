@@ -224,7 +224,22 @@ def test_unwritable_output(qinfer, files) -> None:
     result = qinfer("run", "--input", str(files[0]), "--output", str(files[1] / "deep" / "x"))
     assert result.exit_code == 1
     assert "cannot write" in result.exception.message
+    assert "a folder that is there" in result.exception.remedy
     assert fake_llm.LLM.made == []
+
+
+def test_only_other_files_are_replaced(qinfer, files) -> None:
+    """Not the input, not /dev/null, which root may replace, nor what a link points from."""
+    write(files[0], [{"prompt": "a"}])
+    os.mkfifo(pipe := files[1].with_name("pipe"))
+    for output, reason in ((files[0], "both input"), (pipe, "no file"), (pipe.parent, "no file")):
+        result = qinfer("run", "--input", str(files[0]), "--output", str(output))
+        assert (result.exit_code, reason in result.exception.message) == (2, True)
+    assert (pipe.is_fifo(), lines(files[0]), fake_llm.LLM.made) == (True, [{"prompt": "a"}], [])
+    link = files[1].with_name("link")
+    link.symlink_to(files[1])
+    assert qinfer("run", "--input", str(files[0]), "--output", str(link)).exit_code == 0
+    assert (link.is_symlink(), lines(files[1])[0]["output"]) == (True, "echo: a")
 
 
 @pytest.mark.parametrize("name", ["missing.jsonl", "."])
@@ -232,9 +247,3 @@ def test_unreadable_input(qinfer, files, name: str) -> None:
     result = qinfer("run", "--input", str(files[0].parent / name), "--output", str(files[1]))
     assert result.exit_code == 5
     assert not files[1].with_name("out.jsonl.partial").exists()
-
-
-def test_input_is_not_overwritten(qinfer, files) -> None:
-    write(files[0], [{"prompt": "a"}])
-    assert qinfer("run", "--input", str(files[0]), "--output", str(files[0])).exit_code == 2
-    assert lines(files[0]) == [{"prompt": "a"}]
