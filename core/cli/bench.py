@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from qinfer.core.cli.options import MODEL, GroupedCommand, option
-from qinfer.core.cli.plot import pyplot, save
+from qinfer.core.cli.plot import check_plot, pyplot, save
 from qinfer.core.cli.table import table
 from qinfer.core.errors import UsageError
 
@@ -84,8 +84,9 @@ KERNEL_COLUMNS = {
 @option(WORK, "--kernels", is_flag=True,
         help="Also time each operator of a decoding step, beside its floor (GPU).")  # fmt: skip
 @option("Output", "--json", "as_json", is_flag=True, help="Print a JSON list of records.")
-@option("Output", "--plot", metavar="FILE.png|svg", help="Draw the speeds into a file.")
-def command(schemes: tuple[str, ...], as_json: bool, plot: str | None, **options: Any) -> int:
+@option("Output", "--plot", metavar="FILE.png|svg", type=click.Path(path_type=Path),
+        help="Draw the speeds into a file.")  # fmt: skip
+def command(schemes: tuple[str, ...], as_json: bool, plot: Path | None, **options: Any) -> int:
     """Measure prefill and decode speed, time to the first token, and memory.
 
     Prompts are random tokens, answers are greedy and of a fixed length. Figures are medians over
@@ -95,7 +96,7 @@ def command(schemes: tuple[str, ...], as_json: bool, plot: str | None, **options
     from qinfer.core.measure.bench import BenchSettings, measure_all
 
     if plot:
-        pyplot()  # before the work, not after it
+        check_plot(plot)
     if options.get("model") and options["config"]:
         raise UsageError("--model and --config exclude each other", remedy="Give one of them.")
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
@@ -106,7 +107,7 @@ def command(schemes: tuple[str, ...], as_json: bool, plot: str | None, **options
         if "kernels" in record:
             click.echo(_kernels(record))
     if plot:
-        _draw(records, Path(plot))
+        _draw(records, plot)
     return 0
 
 

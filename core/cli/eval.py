@@ -60,14 +60,14 @@ def command(
     Perplexity is exp of the mean negative log-probability of each token after those before it in
     its window; the divergence is that of the scheme's predictions from the reference's, in nats.
     """
-    from qinfer.core.cli.plot import pyplot
+    from qinfer.core.cli.plot import check_plot
     from qinfer.core.cli.table import table
     from qinfer.core.measure.evaluate import evaluate
     from qinfer.core.progress import TerminalProgress
     from qinfer.core.types import RunConfig
 
     if plot:
-        pyplot()  # before the work, not after it
+        check_plot(plot)
     # A cache for one window: the rest of the memory is for the model.
     base = RunConfig(max_model_len=window, max_num_seqs=1, **options)
     runs = [

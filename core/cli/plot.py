@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from qinfer.core.errors import Unsupported
+from qinfer.core.errors import QinferError, Unsupported, UsageError
+
+ENDINGS = (".png", ".svg")
 
 
 def pyplot() -> Any:
@@ -23,9 +25,29 @@ def pyplot() -> Any:
     return found
 
 
+def check_plot(path: Path) -> None:
+    """Raise before the work, not after it, where nothing can be drawn into this file: Unsupported
+    without the library, UsageError for another kind of file or a folder that is not there.
+    """
+    pyplot()
+    if path.suffix.lower() not in ENDINGS:
+        raise UsageError(
+            f"--plot {path} is neither a PNG nor an SVG file",
+            remedy=f"Let its name end in {' or '.join(ENDINGS)}.",
+        )
+    if not path.parent.is_dir():
+        raise UsageError(
+            f"--plot {path}: there is no folder {path.parent}", remedy="Make it first."
+        )
+
+
 def save(figure: Any, path: Path) -> None:
-    """Write a figure as what its name ends in; it appears in one step."""
+    """Write a figure as what its name ends in; it appears in one step. Raises QinferError."""
     temporary = path.with_name(f".{path.name}.new{path.suffix}")
-    figure.savefig(temporary, dpi=150)
-    temporary.replace(path)
+    try:
+        figure.savefig(temporary, dpi=150)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise QinferError(f"cannot write {path}: {error.strerror or error}") from None
     print(f"drawn: {path}", file=sys.stderr)  # noqa: T201

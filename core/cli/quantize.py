@@ -64,13 +64,13 @@ def command(
     """
     # numpy's small products are faster with one thread, beside Paddle's. It is imported below.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from qinfer.core.cli.plot import pyplot
+    from qinfer.core.cli.plot import check_plot
     from qinfer.core.progress import TerminalProgress
     from qinfer.core.quantize.quantize import quantize
     from qinfer.core.quantize.settings import QuantizeSettings
 
     if plot:
-        pyplot()  # before the work, not after it
+        check_plot(plot)
     settings = QuantizeSettings(format=form, **options)
     report = quantize(settings, output, TerminalProgress(), restart=restart)
     click.echo(json.dumps(report, indent=1) if as_json else _summary(report, output))
