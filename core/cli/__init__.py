@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -118,6 +119,10 @@ def _report(error: BaseException) -> int:
         return error.exit_code
     if isinstance(error, OSError):
         _drop_stdout()  # it may be what failed, and would fail again as the interpreter ends
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = error.filename or "the output"
+            click.echo(f"qinfer: error: cannot write {where}: {error.strerror}", err=True)
+            return 1
     text = " ".join(f"{type(error).__name__}: {error}".split())
     click.echo(f"qinfer: internal error: {text}", err=True)
     click.echo("Set QINFER_DEBUG=1 to see the traceback.", err=True)
