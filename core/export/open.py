@@ -104,7 +104,8 @@ def refuse_contradictions(
         f"--dtype {run.dtype}": run.dtype not in (AUTO, config.dtype),
         f"--kv-cache-dtype {run.kv_cache_dtype}": bool(kv_dtype) and kv_dtype != cache.dtype,
         f"--device {run.device}": run.device.partition(":")[0] not in (AUTO, manifest.device),
-        f"--max-model-len {run.max_model_len}": run.max_model_len > context,
+        # Which other options than --max-model-len may have asked for: --window, --prompt-tokens.
+        f"a context of {run.max_model_len} tokens": run.max_model_len > context,
         "random_weights": run.random_weights,
     }
     wrong = [option for option, is_wrong in said.items() if is_wrong]
@@ -114,7 +115,7 @@ def refuse_contradictions(
             f"--plugin {manifest.model.name} --quant {manifest.quant.name} "
             f"--backend {manifest.backend.name} --dtype {config.dtype} for the {manifest.device}, "
             f"keys and values in {cache.dtype} and a context of {context} tokens",
-            remedy="Leave the option out, or export the checkpoint again with it.",
+            remedy="Leave the option out or ask for less, or export the checkpoint again with it.",
         )
 
 

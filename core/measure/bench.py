@@ -21,6 +21,8 @@ from qinfer.core.errors import QinferError, UsageError
 from qinfer.core.llm import LLM
 from qinfer.core.measure.floor import operator_records, step_floor
 from qinfer.core.params import SamplingParams
+from qinfer.core.session import select
+from qinfer.core.types import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +204,8 @@ def measure_all(
     settings: BenchSettings, schemes: Sequence[str], progress: Callable[[str], None]
 ) -> list[dict[str, Any]]:
     """Measure each scheme in a process of its own. Raises what ``measure`` raises."""
+    for scheme in schemes:  # a misspelt name is said before anything is measured
+        select(RunConfig(plugin=settings.plugin, quant=scheme, backend=settings.backend))
     records: list[dict[str, Any]] = []
     for scheme in schemes:
         progress(f"Measuring {scheme}")

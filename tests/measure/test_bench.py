@@ -93,6 +93,12 @@ def test_errors_of_the_measuring_process_keep_their_code(folder, arguments, code
     assert words in str(done.exception)
 
 
+def test_a_misspelt_scheme_costs_no_measurement(folder):
+    done = bench("--model", folder, "--quant", "none", "--quant", "wint9")
+    assert "no quant plugin" in str(done.exception)
+    assert "Measuring" not in done.stderr
+
+
 def test_kernels_that_are_required_and_cannot_be_built(folder, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))  # where no compiler is
     monkeypatch.delenv("CXX", raising=False)
