@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 import subprocess
@@ -12,8 +13,10 @@ from pathlib import Path
 import click
 import pytest
 
+from qinfer import LLM
 from qinfer.core.cli import COMMANDS, group
 from qinfer.core.errors import QinferError
+from qinfer.core.params import PARAM_NAMES
 from qinfer.core.registry.contract import hook_names
 from qinfer.core.specs import GROUPS, REQUIRED, SPECS
 
@@ -121,6 +124,17 @@ def sections() -> dict[str, str]:
     text = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
     parts = re.split(r"^## (.+)$", text, flags=re.M)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def test_python_page_has_every_argument():
+    page = (ROOT / "docs" / "python-api.md").read_text(encoding="utf-8")
+    named = re.search(r"`LLM\(model=None, \*, ([^)]*)\)`", page)
+    assert named
+    arguments = list(inspect.signature(LLM).parameters)
+    assert sorted(re.findall(r"\w+", named[1])) == sorted(set(arguments) - {"model"})
+    rows = re.findall(r"^\| (`.*?) \|", page.partition("## `SamplingParams`")[2], re.M)
+    listed = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert listed >= PARAM_NAMES
 
 
 HEADINGS = {
