@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -40,7 +44,7 @@ def import_paddle(threads: int = 0, device: str = "cpu") -> Any:
     if device.startswith("gpu") and "paddle" not in sys.modules:
         wake(int(device.partition(":")[2] or 0))
     try:
-        with warnings.catch_warnings():
+        with _interrupts_held(), warnings.catch_warnings():
             # Paddle advises on the ccache compiler cache at every import.
             warnings.simplefilter("ignore")
             import paddle
@@ -54,6 +58,26 @@ def import_paddle(threads: int = 0, device: str = "cpu") -> Any:
     paddle.base.core.set_num_threads(threads or usable_cores())
     _choose_device(paddle, device)
     return paddle
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """A Ctrl-C within it is a KeyboardInterrupt at its end. In the midst of Paddle's own start it
+    would be swallowed, or look like an installation that does not load.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    is_main = threading.current_thread() is threading.main_thread()  # others may not, and get none
+    if before is not signal.default_int_handler or not is_main:
+        yield
+        return
+    held: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if held:
+            raise KeyboardInterrupt
 
 
 def prepare_paddle(device: str = "cpu") -> None:

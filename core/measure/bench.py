@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import median, quantiles
@@ -211,7 +213,11 @@ def measure_all(
         progress(f"Measuring {scheme}")
         asked = json.dumps(asdict(replace(settings, quant=scheme)))
         command = python_command("from qinfer.core.measure.bench import main; main()", asked)
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        # A Ctrl-C is for this process, which then ends the other.
+        deaf = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, text=True, check=False, preexec_fn=deaf
+        )
         answer = json.loads(done.stdout) if done.stdout else {}
         if "records" not in answer:
             raise _Failed(answer, scheme, done.returncode)

@@ -1,6 +1,12 @@
 """``qinfer bench`` over a tiny model: real processes, no judgement of the speeds."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -97,6 +103,20 @@ def test_a_misspelt_scheme_costs_no_measurement(folder):
     done = bench("--model", folder, "--quant", "none", "--quant", "wint9")
     assert "no quant plugin" in str(done.exception)
     assert "Measuring" not in done.stderr
+
+
+def test_ctrl_c_is_not_for_the_measuring_process(folder):
+    """Which would print a traceback, while the one that started it ends it."""
+    command = [sys.executable, "-m", "qinfer", "bench", "--model", folder, *SMALL]
+    pipe = subprocess.PIPE
+    running = subprocess.Popen(command, stdout=pipe, stderr=pipe, cwd="/")
+    assert running.stderr.readline() == b"Measuring auto\n"
+    children = Path(f"/proc/{running.pid}/task/{running.pid}/children")
+    while not (child := children.read_text()):
+        time.sleep(0.01)
+    os.kill(int(child), signal.SIGINT)
+    assert running.communicate(timeout=60)[1] == b""
+    assert running.returncode == 0
 
 
 def test_kernels_that_are_required_and_cannot_be_built(folder, monkeypatch, tmp_path):
