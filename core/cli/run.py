@@ -22,6 +22,7 @@ from qinfer.core.cli.options import (
 )
 from qinfer.core.cli.show import note, show_model, show_requests
 from qinfer.core.cli.texts import check_prompt, read_conversation, read_stdin, with_system
+from qinfer.core.errors import QinferError
 from qinfer.core.params import SamplingParams
 
 if TYPE_CHECKING:
@@ -147,16 +148,22 @@ def _print_stream(
     """Print an answer as it is made. Ctrl-C ends it with the text so far."""
     deltas: Iterator[Delta] = llm.stream(request, params)
     stats: list[RequestStats] = []
+    text = ""
     try:
         with closing(deltas):  # type: ignore[type-var] # it is a generator
             for delta in deltas:
                 if delta.text:
-                    click.echo(delta.text, nl=False)
+                    text = delta.text
+                    click.echo(text, nl=False)
                 if delta.stats is not None:
                     stats.append(delta.stats)
     except KeyboardInterrupt:
         click.echo()
         return 130
+    except QinferError:
+        if text:
+            click.echo()  # the error is a line of its own
+        raise
     click.echo()
     if options["stats"]:
         show_requests(stats)

@@ -37,10 +37,11 @@ def save(model: Model, cache: CacheSpec, folder: Path) -> None:
     except QinferError:
         raise
     except Exception as error:
+        said = " ".join(str(error).split())
         raise Unsupported(
-            f"the model cannot be exported: {type(error).__name__}: {error}",
-            remedy="A model must compute with operators alone and read no tensor's values; "
-            "--backend dynamic runs others.",
+            f"the model cannot be exported: {type(error).__name__}: {said}",
+            remedy="A model and its scheme's layers must compute with the operators of "
+            "qinfer.cuda_ops.ops alone and read no tensor's values; --backend dynamic runs others.",
         ) from error
     with static_mode():
         paddle.static.save_inference_model(

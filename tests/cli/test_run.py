@@ -1,7 +1,6 @@
 """``qinfer run`` with one prompt."""
 
 import json
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -219,27 +218,6 @@ def test_no_prompt_at_a_terminal(qinfer, monkeypatch: pytest.MonkeyPatch) -> Non
     os.close(master)
     assert child.returncode == 2
     assert b"Missing PROMPT" in child.stderr
-
-
-def test_text_comes_as_it_is_made_and_ctrl_c_keeps_it(process) -> None:
-    run = process("run", "--quiet", "one two three four five six", FAKE_DELAY="0.3")
-    run.stdin.close()
-    assert run.stdout.read(5) == b"echo:"  # while the rest is still to come
-    run.send_signal(signal.SIGINT)
-    rest = run.stdout.read()
-    assert run.wait(10) == 130
-    assert rest.endswith(b"\n")
-    assert b"six" not in rest
-    assert run.stderr.read() == b""
-
-
-def test_a_closed_pipe_is_quiet(process) -> None:
-    run = process("run", "--quiet", "x " * 2000, FAKE_DELAY="0.002")
-    run.stdin.close()
-    run.stdout.read(10)
-    run.stdout.close()
-    assert run.wait(20) == 141
-    assert run.stderr.read() == b""
 
 
 def test_help_is_light() -> None:
