@@ -35,8 +35,10 @@ class Shape:
 
 
 SHAPES = {
-    "qwen2-0.5b": Shape(layers=24, hidden=896, heads=14, kv_heads=2, inner=4864, vocabulary=151936)
+    "qwen2-0.5b": Shape(layers=24, hidden=896, heads=14, kv_heads=2, inner=4864, vocabulary=151936),
+    "qwen2-7b": Shape(layers=28, hidden=3584, heads=28, kv_heads=4, inner=18944, vocabulary=152064),
 }
+"""As published, but that the second's vocabulary head is the embedding too."""
 
 
 def kept_model(name: str, tokenizer: Path, folder: Path) -> Path:

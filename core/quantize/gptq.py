@@ -2,6 +2,10 @@
 
 Frantar et al., arXiv:2210.17323, with act-order: the columns with the largest activations first.
 Groups keep the columns they have without reordering, so no index is needed to read the result.
+
+What a column has to make up for is a sum over the errors of those before it, weighed by U of
+H = U D U^T, unit upper triangular (LDLQ, Chee et al., arXiv:2307.13304, who show that it is the
+same). So the Hessian is factored and never inverted.
 """
 
 from __future__ import annotations
@@ -31,8 +35,11 @@ more than the calibration data: between 0.03 and 0.1 the demo's error on other t
 integers and e4m3 alike.
 """
 
-LEAST = 128
-"""Size of a triangular matrix that is inverted as a whole."""
+PANEL = 512
+"""Columns of the Hessian that are factored together."""
+
+STRIP = 2048
+"""Columns of it that what is left of them is taken from at a time."""
 
 
 def gptq(weight: Floats, hessian: Floats, grid: Grid, fit: Fit) -> Floats:
@@ -41,75 +48,83 @@ def gptq(weight: Floats, hessian: Floats, grid: Grid, fit: Fit) -> Floats:
     """
     dead = np.diag(hessian) == 0
     order = np.argsort(-np.diag(hessian), kind="stable")
-    lower = _inverse_factor(hessian, order)
+    shares = _shares(hessian, order)
     group_of = order // (grid.group or weight.shape[1])
     back: Floats = np.empty_like(weight)
     for start in range(0, len(weight), OUTPUTS):
         part = slice(start, start + OUTPUTS)
-        left = np.ascontiguousarray(weight[part].T[order])  # a column of the weight is a row here
-        left[dead[order]] = 0
+        wanted = np.ascontiguousarray(weight[part].T[order])  # a column of the weight is a row here
+        wanted[dead[order]] = 0
         own = fit.rows(part)
         rounded = [grid.of_group(own, group) for group in range(own.scale.shape[1])]
-        back[part, order] = _in_order(left, lower, [rounded[group] for group in group_of]).T
+        back[part, order] = _in_order(wanted, shares, [rounded[group] for group in group_of]).T
     return back
 
 
-def _in_order(left: Floats, lower: Floats, rounded: Sequence[Rounding]) -> Floats:
-    """The rows of ``left`` [in, out] rounded one after the other by their own of ``rounded``;
-    ``left`` is used up.
+def _in_order(wanted: Floats, shares: Floats, rounded: Sequence[Rounding]) -> Floats:
+    """The rows of ``wanted`` [in, out] rounded one after the other by their own of ``rounded``,
+    each with its ``shares`` [in, in] of the errors of the rows before it.
     """
-    result = np.empty_like(left)
-    for start in range(0, len(left), BLOCK):
-        end = min(start + BLOCK, len(left))
-        errors = np.empty((end - start, left.shape[1]), np.float32)
+    result = np.zeros_like(wanted)  # of rows that are not rounded yet: what they make up for
+    for start in range(0, len(wanted), BLOCK):
+        end = min(start + BLOCK, len(wanted))
+        errors = np.empty((end - start, wanted.shape[1]), np.float32)
         for row in range(start, end):
             done = row - start
-            left[row] -= lower[row, start:row] @ errors[:done]
-            result[row] = rounded[row](left[row])
-            np.subtract(left[row], result[row], out=errors[done])
-            errors[done] /= lower[row, row]
-        if end < len(left):
-            left[end:] -= product(lower[end:, start:end], errors)
+            aim = result[row]
+            aim += wanted[row]
+            aim += shares[row, start:row] @ errors[:done]
+            aim[:] = rounded[row](aim)
+            np.subtract(wanted[row], aim, out=errors[done])
+        if end < len(wanted):
+            result[end:] += product(shares[end:, start:end], errors)
     return result
 
 
-def _inverse_factor(hessian: Floats, order: NDArray[np.intp]) -> Floats:
-    """The lower L of the inverse of the Hessian with its inputs in another ``order``,
-    H^-1 = L L^T, damped until that can be done.
+def _shares(hessian: Floats, order: NDArray[np.intp]) -> Floats:
+    """U^T [in, in] of H = U D U^T, H being the Hessian with its inputs in another ``order``, damped
+    until there is one.
 
-    With J for the reversal of rows or columns, J H J = M M^T makes L = (J M^-1 J)^T.
+    With J for the reversal of rows or columns, J H J = M M^T makes U = J M diag(M)^-1 J.
     """
     reverse = order[::-1]
-    factor = _factor(hessian[np.ix_(reverse, reverse)])
-    _invert(factor)
-    return np.ascontiguousarray(factor[::-1, ::-1].T, np.float32)
-
-
-def _factor(hessian: Floats) -> Doubles:
-    """The lower M of the damped Hessian, M M^T."""
-    damped = hessian.astype(np.float64)
-    diagonal = np.where(np.diag(damped) == 0, 1, np.diag(damped))
+    diagonal = np.diag(hessian)[reverse].astype(np.float64)
+    diagonal[diagonal == 0] = 1
     damp = DAMP * float(np.mean(diagonal))
     for _ in range(10):
+        damped = _reordered(hessian, reverse)
         np.fill_diagonal(damped, diagonal + damp)
         try:
-            factor: Doubles = np.linalg.cholesky(damped)
+            _factor(damped)
         except np.linalg.LinAlgError:
             damp *= 10
             continue
-        return factor
-    raise ArithmeticError("the calibration data's Hessian cannot be inverted")
+        damped /= np.diag(damped).copy()
+        return np.ascontiguousarray(damped[::-1, ::-1].T, np.float32)
+    raise ArithmeticError("the calibration data's Hessian cannot be factored")
 
 
-def _invert(lower: Doubles) -> None:
-    """Put the inverse of a lower triangular matrix in its place, by its halves: all but the least
-    are products.
+def _reordered(hessian: Floats, order: NDArray[np.intp]) -> Doubles:
+    """The Hessian with its inputs in another order, in float64; a few rows at a time, as it may
+    take gigabytes.
     """
-    if len(lower) <= LEAST:
-        lower[:] = np.tril(np.linalg.inv(lower))
-        return
-    half = len(lower) // 2
-    first, below, last = lower[:half, :half], lower[half:, :half], lower[half:, half:]
-    _invert(first)
-    _invert(last)
-    below[:] = -product(last, product(below, first))
+    result = np.empty(hessian.shape, np.float64)
+    for start in range(0, len(order), BLOCK):
+        rows = order[start : start + BLOCK]
+        result[start : start + BLOCK] = hessian[rows][:, order]
+    return result
+
+
+def _factor(matrix: Doubles) -> None:
+    """Put the lower triangular M in the place of M M^T, nothing as large beside it; what is above
+    the diagonal is of no use then. Raises LinAlgError where there is no M.
+    """
+    for start in range(0, len(matrix), PANEL):
+        end = min(start + PANEL, len(matrix))
+        own = np.linalg.cholesky(matrix[start:end, start:end])
+        matrix[start:end, start:end] = own
+        panel = product(matrix[end:, start:end], np.linalg.inv(own).T)
+        matrix[end:, start:end] = panel
+        for strip in range(end, len(matrix), STRIP):
+            below = panel[strip - end :]
+            matrix[strip:, strip : strip + STRIP] -= product(below, below[:STRIP].T)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qinfer.core.quantize.gptq import gptq
-from qinfer.core.quantize.products import product
+from qinfer.core.quantize.products import gram, product
 from qinfer.core.quantize.rounding import RANGES, Fit, Floats, Grid, input_scale, rounded_input
 from qinfer.core.quantize.scaling import awq_candidates, best_scale, smooth_candidates
 from qinfer.core.types import Array, Scheme
@@ -16,7 +16,7 @@ from qinfer.core.types import Array, Scheme
 SAMPLE = 512
 """Tokens that scalings are searched on, and errors measured, spread over the calibration data."""
 
-OUTPUTS = 64
+OUTPUTS = 512
 """Rows of the weight that scalings are searched for."""
 
 
@@ -76,7 +76,7 @@ def quantise_linear(weight: Floats, x: Floats, recipe: Recipe) -> Quantised:
     fit = _fit(scaled, recipe, importance=squares / len(x))
     held = scaled
     if "gptq" in recipe.methods:
-        hessian = product(x, x, turned=True)
+        hessian = gram(x)
         hessian /= by[:, None] * by  # powers of two: nothing is rounded
         held = gptq(scaled, hessian, grid, fit)
     arrays: dict[str, Array] = {
@@ -91,8 +91,8 @@ def quantise_linear(weight: Floats, x: Floats, recipe: Recipe) -> Quantised:
     if scheme.input_scale == "tensor":
         fixed = fixed or max(input_scale(grid, x / by, recipe.range), 1e-30)
         arrays["input_scale"] = np.array([fixed], np.float32)
-    exact = sample @ weight.T
-    error = _inputs(sample / by, recipe, fixed) @ grid.rounded(held, fit).T - exact
+    exact = product(sample, weight.T)
+    error = product(_inputs(sample / by, recipe, fixed), grid.rounded(held, fit).T) - exact
     return Quantised(
         arrays=arrays, error=float(np.sqrt((error**2).mean() / max((exact**2).mean(), 1e-30)))
     )
@@ -108,8 +108,7 @@ def _moved(weight: Floats, x: Floats, sample: Floats, recipe: Recipe) -> Floats 
 
     def outputs(inputs: Floats, weights: Floats) -> Floats:
         fit = grid.fit(weights, recipe.weight_range, (inputs**2).mean(axis=0))
-        result: Floats = _inputs(inputs, recipe) @ grid.rounded(weights, fit).T
-        return result
+        return product(_inputs(inputs, recipe), grid.rounded(weights, fit).T)
 
     return best_scale(sample, _spread(weight, OUTPUTS), kinds[names[0]](x, weight), outputs)
 

@@ -21,6 +21,7 @@ from qinfer.core.hardware.memory import keep_freed_memory
 from qinfer.core.hardware.place import place
 from qinfer.core.hardware.start_paddle import import_paddle
 from qinfer.core.json_file import read_json
+from qinfer.core.loading import BACKEND
 from qinfer.core.quantize.calibrate import CalibratingParts, Plan, scheme_of
 from qinfer.core.quantize.forward import Pass, run_calibration
 from qinfer.core.quantize.kv_cache import cache_scales
@@ -34,7 +35,7 @@ from qinfer.core.registry.selection import detect_model, open_session, resolve, 
 from qinfer.core.session import Progress
 from qinfer.core.text.corpus import CALIBRATION, read_corpus, windows
 from qinfer.core.text.tokenizer import Tokenizer
-from qinfer.core.types import Array, LinearSpec, ModelConfig, Scheme
+from qinfer.core.types import Array, LinearSpec, ModelConfig, RunConfig, Scheme
 
 REPORT = "quantize-report.json"
 
@@ -108,8 +109,10 @@ def _open(settings: QuantizeSettings, folder: Path) -> Source:
     )
     device = open_device("cpu")
     import_paddle(settings.threads)
-    hooks = open_session([model, resolve("quant", settings.format, installed)])
+    backend = resolve("backend", BACKEND, installed)
+    hooks = open_session([model, resolve("quant", settings.format, installed), backend])
     hooks.require_support(device)
+    hooks.configure(RunConfig(device=device.label, threads=settings.threads))
     config = with_generation(hooks.read_config(raw), generation_config(folder))
     dtype = config.dtype if settings.dtype == "auto" else settings.dtype
     config = replace(config, dtype=dtype, compute_dtype="float32")
@@ -166,7 +169,7 @@ def _calibrate(
         )
         model = hooks.build_model(config, parts)
         parts.finish()
-        left = run_calibration(model, config, pieces)
+        left = run_calibration(model, config, pieces, keep_cache=bool(settings.kv_cache))
         work.flush()
     return left
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,9 @@ PERCENTILE = 0.9999
 
 SHRINKS = tuple(1 - 0.025 * step for step in range(17))
 """Shares of the absolute maximum that are tried, down to 0.6."""
+
+TOGETHER = 1 << 17
+"""Numbers of a weight that are rounded together, so that they stay in the processor's cache."""
 
 LOWEST, LEVELS = -8, 15
 """The least int4 code, and how many are above it: what a group with a zero point spans."""
@@ -57,13 +60,48 @@ class Grid:
         """Scales for a weight [out, in], chosen by one of ``RANGES``; ``mse`` weighs the errors of
         each input by ``importance`` [in].
         """
-        tiles = self._tiles(weight)
+        alike = np.ones(weight.shape[1], np.float32)
+        shares = self._tiles((alike if importance is None else importance)[None])
+        fits = [self._fit(self._tiles(weight[part]), by, shares) for part in _parts(weight)]
+        zeros = [fit.zero for fit in fits if fit.zero is not None]
+        scale = np.concatenate([fit.scale for fit in fits])
+        return Fit(scale=scale, zero=np.concatenate(zeros) if zeros else None)
+
+    def rounded(self, weight: Floats, fit: Fit) -> Floats:
+        """The nearest weight on the grid."""
+        result: Floats = np.empty(weight.shape, np.float32)
+        for part in _parts(weight):
+            self._tiles(result)[part] = self._round(self._tiles(weight[part]), fit.rows(part))
+        return result
+
+    def codes(self, weight: Floats, fit: Fit) -> NDArray[Any]:
+        """The codes of ``rounded``: int8 (int4 too) or float8_e4m3fn [out, in]."""
+        held = ml_dtypes.float8_e4m3fn if "float8" in self.dtype else np.int8
+        result = np.empty(weight.shape, held)
+        for part in _parts(weight):
+            self._tiles(result)[part] = self._codes(self._tiles(weight[part]), fit.rows(part))
+        return result
+
+    def of_group(self, fit: Fit, group: int) -> Callable[[Floats], Floats]:
+        """What rounds a column [out] of one group."""
+        zero = None if fit.zero is None else fit.zero[:, group]
+        scale = fit.scale[:, group]
+        divisor: Floats = np.where(scale > 0, scale, np.float32(1))
+
+        def rounded(column: Floats) -> Floats:
+            codes = self._held(column / divisor, zero)
+            if zero is not None:
+                codes -= zero
+            codes *= scale
+            return codes
+
+        return rounded
+
+    def _fit(self, tiles: Floats, by: str, shares: Floats) -> Fit:
         low, high = self._bounds(tiles, by)
         fit = self._spanning(low, high)
         if by != "mse":
             return fit
-        alike = np.ones(weight.shape[1], np.float32)
-        shares = self._tiles((alike if importance is None else importance)[None])
         least = self._errors(tiles, fit, shares)
         for share in SHRINKS[1:]:
             tried = self._spanning(low * np.float32(share), high * np.float32(share))
@@ -74,27 +112,6 @@ class Grid:
                 zero = np.where(better, tried.zero, zero)
             fit = Fit(scale=np.where(better, tried.scale, fit.scale), zero=zero)
         return fit
-
-    def rounded(self, weight: Floats, fit: Fit) -> Floats:
-        """The nearest weight on the grid."""
-        return self._round(self._tiles(weight), fit).reshape(weight.shape)
-
-    def codes(self, weight: Floats, fit: Fit) -> NDArray[Any]:
-        """The codes of ``rounded``: int8 (int4 too) or float8_e4m3fn [out, in]."""
-        codes = self._codes(self._tiles(weight), fit).reshape(weight.shape)
-        return codes.astype(ml_dtypes.float8_e4m3fn if "float8" in self.dtype else np.int8)
-
-    def of_group(self, fit: Fit, group: int) -> Callable[[Floats], Floats]:
-        """What rounds a column [out] of one group."""
-        zero: Floats | np.float32 = np.float32(0) if fit.zero is None else fit.zero[:, group]
-        scale = fit.scale[:, group]
-        divisor: Floats = np.where(scale > 0, scale, np.float32(1))
-
-        def rounded(column: Floats) -> Floats:
-            result: Floats = (self._held(column / divisor, zero) - zero) * scale
-            return result
-
-        return rounded
 
     def _bounds(self, tiles: Floats, by: str) -> tuple[Floats, Floats]:
         """The least and the largest number to be held, [out, groups] each; 0 lies between."""
@@ -118,33 +135,44 @@ class Grid:
         return Fit(scale=scale, zero=np.clip(zero, LOWEST, TOPS["int4"]).astype(np.float32))
 
     def _errors(self, tiles: Floats, fit: Fit, shares: Floats) -> Floats:
-        errors: Floats = ((self._round(tiles, fit) - tiles) ** 2 * shares).sum(axis=2)
+        wrong = self._round(tiles, fit)
+        wrong -= tiles
+        wrong *= wrong
+        wrong *= shares
+        errors: Floats = wrong.sum(axis=2)
         return errors
 
-    def _tiles(self, weight: Floats) -> Floats:
+    def _tiles(self, weight: NDArray[Any]) -> NDArray[Any]:
         return weight.reshape(len(weight), -1, self.group or weight.shape[1])
 
     def _round(self, values: Floats, fit: Fit) -> Floats:
         codes = self._codes(values, fit)
         if fit.zero is not None:
-            codes = codes - fit.zero[:, :, None]
-        rounded: Floats = codes * fit.scale[:, :, None]
-        return rounded
+            codes -= fit.zero[:, :, None]
+        codes *= fit.scale[:, :, None]
+        return codes
 
     def _codes(self, values: Floats, fit: Fit) -> Floats:
         scale = fit.scale[:, :, None]
-        zero: Floats | np.float32 = np.float32(0) if fit.zero is None else fit.zero[:, :, None]
         divisor: Floats = np.where(scale > 0, scale, np.float32(1))
-        return self._held(values / divisor, zero)
+        return self._held(values / divisor, None if fit.zero is None else fit.zero[:, :, None])
 
-    def _held(self, scaled: Floats, zero: Floats | np.float32) -> Floats:
-        """The codes nearest to numbers in units of the scale, as floats."""
+    def _held(self, scaled: Floats, zero: Floats | None) -> Floats:
+        """The codes nearest to numbers in units of the scale, as floats, in their place."""
         top = TOPS[self.dtype]
         if self.dtype == "float8_e4m3fn":
-            held = np.clip(scaled, -top, top).astype(ml_dtypes.float8_e4m3fn)
+            held = np.clip(scaled, -top, top, out=scaled).astype(ml_dtypes.float8_e4m3fn)
             return np.asarray(held, np.float32)
-        codes: Floats = np.clip(np.rint(scaled) + zero, -top - 1, top)
-        return codes
+        np.rint(scaled, out=scaled)
+        if zero is not None:
+            scaled += zero
+        return np.clip(scaled, -top - 1, top, out=scaled)
+
+
+def _parts(weight: NDArray[Any]) -> Iterator[slice]:
+    """Rows that are worked on together."""
+    rows = max(TOGETHER // weight.shape[1], 1)
+    return (slice(start, start + rows) for start in range(0, len(weight), rows))
 
 
 def input_scale(grid: Grid, x: Floats, by: str) -> float:

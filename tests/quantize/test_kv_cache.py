@@ -72,6 +72,19 @@ def test_scales_are_those_of_each_head_in_written_slots(rng, dtype, by):
             np.testing.assert_allclose(scales[0, number] * top, largest, rtol=1e-5)
 
 
+def test_the_native_operators_leave_the_same_keys_and_values(folders, tmp_path, monkeypatch):
+    """Which order the blocks of a cache in their own way."""
+    scales = []
+    for version in ("reference", ""):
+        monkeypatch.setenv("QINFER_OPERATORS", version)
+        settings = QuantizeSettings(
+            model=str(folders / "plain"), quant="wint8", kv_cache_dtype="int8", tokens=400
+        )
+        quantize(settings, tmp_path / f"by-{version}", NoProgress())
+        scales.append(opened_plan(tmp_path / f"by-{version}").kv_scales)
+    np.testing.assert_allclose(scales[1], scales[0], rtol=0.02)
+
+
 @pytest.mark.parametrize("form", FORMATS)
 def test_both_formats_hold_a_scale_for_each_head(folders, form):
     run = RunConfig(model=str(folders / form))

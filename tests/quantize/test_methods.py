@@ -7,6 +7,7 @@ import pytest
 from qinfer.core.quantize import gptq as gptq_module
 from qinfer.core.quantize.gptq import gptq
 from qinfer.core.quantize.linear import Recipe, quantise_linear
+from qinfer.core.quantize.products import gram
 from qinfer.core.quantize.rounding import (
     TOPS,
     Grid,
@@ -149,25 +150,44 @@ def test_gptq_in_parts_gives_the_same(layer, monkeypatch):
     np.testing.assert_allclose(gptq(weight, x.T @ x, grid, fit), whole, atol=1e-5)
 
 
-def test_the_factor_makes_the_damped_inverse(rng):
+@pytest.mark.parametrize("sizes", [(512, 2048), (96, 128)])
+def test_the_shares_make_the_damped_hessian_diagonal(rng, monkeypatch, sizes):
+    """U^-1 H U^-T = D, by float64."""
+    monkeypatch.setattr(gptq_module, "PANEL", sizes[0])
+    monkeypatch.setattr(gptq_module, "STRIP", sizes[1])
     x = rng.normal(size=(900, 400)).astype(np.float32)
     x[:, 7] = 0
     hessian = x.T @ x
     order = rng.permutation(400)
-    lower = gptq_module._inverse_factor(hessian, order).astype(np.float64)
+    shares = gptq_module._shares(hessian, order).astype(np.float64)
     damped = hessian.astype(np.float64)
     damped[7, 7] = 1
     damped += gptq_module.DAMP * np.mean(np.diag(damped)) * np.eye(400)
-    expected = np.linalg.inv(damped[np.ix_(order, order)])
-    np.testing.assert_allclose(lower @ lower.T, expected, atol=1e-6 * np.abs(expected).max())
-    assert not np.triu(lower, 1).any()
+    upper = np.triu(shares.T)
+    np.testing.assert_array_equal(np.diag(upper), 1)
+    inverse = np.linalg.inv(upper)
+    left = inverse @ damped[np.ix_(order, order)] @ inverse.T
+    np.testing.assert_allclose(left, np.diag(np.diag(left)), atol=1e-4 * np.diag(left).max())
+
+
+def test_a_hessian_that_is_not_positive_is_damped_more(rng):
+    hessian = rng.normal(size=(40, 40)).astype(np.float32)
+    shares = gptq_module._shares(hessian + hessian.T, np.arange(40))
+    assert np.isfinite(np.tril(shares)).all()
+
+
+@pytest.mark.parametrize("inputs", [1, 5, 13, 400])
+def test_a_gram_matrix_is_that_of_float64(rng, inputs):
+    x = rng.normal(size=(300, inputs)).astype(np.float32)
+    exact = x.astype(np.float64)
+    np.testing.assert_allclose(gram(x), exact.T @ exact, atol=1e-3)
 
 
 def test_gptq_survives_inputs_that_are_always_zero(layer):
     weight, x = layer
     x[:, 5] = 0
     grid = Grid(dtype="int4")
-    assert np.isfinite(gptq(weight, x, grid, grid.fit(weight))).all()
+    assert np.isfinite(gptq(weight, x.T @ x, grid, grid.fit(weight))).all()
 
 
 @pytest.mark.parametrize("candidates", [smooth_candidates, awq_candidates])

@@ -62,6 +62,7 @@ def folders(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def reference(monkeypatch):
     monkeypatch.setenv("QINFER_OPERATORS", "reference")
+    yield
     table.use(table.REFERENCE)
 
 
@@ -73,8 +74,8 @@ def quantised(folder, output, monkeypatch, **changes):
     seen = {}
 
     def watched(name, original):
-        def call(*arguments):
-            seen[name] = original(*arguments)
+        def call(*arguments, **options):
+            seen[name] = original(*arguments, **options)
             return seen[name]
 
         monkeypatch.setattr(quantizing, original.__name__, call)
@@ -91,12 +92,22 @@ def quantised(folder, output, monkeypatch, **changes):
 def test_the_logits_are_those_of_the_model_that_was_written(
     folders, tmp_path, monkeypatch, family, changes
 ):
-    output = tmp_path / "out"
-    tokens, logits, scales, report = quantised(folders(family), output, monkeypatch, **changes)
+    check(folders(family), tmp_path / "out", monkeypatch, changes)
+
+
+@pytest.mark.parametrize("changes", SCHEMES, ids=name_of)
+def test_so_they_are_with_the_native_operators(folders, tmp_path, monkeypatch, changes):
+    monkeypatch.setenv("QINFER_OPERATORS", "")
+    check(folders("gqa"), tmp_path / "out", monkeypatch, changes)
+
+
+def check(folder, output, monkeypatch, changes):
+    tokens, logits, scales, report = quantised(folder, output, monkeypatch, **changes)
     run = RunConfig(model=str(output))
     opened = load_model(run, select(run), output, NoProgress())
-    again = run_calibration(opened.model, opened.config, [tokens]).logits.numpy()
-    np.testing.assert_array_equal(again, logits)
+    keep = scales is not None
+    again = run_calibration(opened.model, opened.config, [tokens], keep_cache=keep)
+    np.testing.assert_array_equal(again.logits.numpy(), logits)
     assert (scales is None) == (opened.plan.kv_scales is None)
     if scales is not None:
         np.testing.assert_array_equal(opened.plan.kv_scales, scales)
