@@ -47,12 +47,18 @@ inline F32 load_some(const float* from, int64_t count) {
   return load<F32>(lanes);
 }
 
+// Some lanes of a vector, out of the way of code that stores whole ones.
 template <typename T, typename V>
-inline void store_some(T* to, V v, int64_t count) {
-  if (count >= kLanes) return store(to, v);
+[[gnu::noinline]] void store_lanes(T* to, V v, int64_t count) {
   T lanes[kLanes];
   store(lanes, v);
   for (int64_t i = 0; i < count; ++i) to[i] = lanes[i];
+}
+
+template <typename T, typename V>
+inline void store_some(T* to, V v, int64_t count) {
+  if (count >= kLanes) return store(to, v);
+  store_lanes(to, v, count);
 }
 
 // Less zero, not plus: x + 0 is another number for -0, so it would be added up indeed.
