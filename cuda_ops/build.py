@@ -78,14 +78,16 @@ def plan_build() -> Build:
     """What would be built here, and where. Raises Unsupported without a C++ compiler.
 
     The folder's name is a digest of everything the result depends on: the sources, the flags, the
-    compiler's version, Paddle's version and the processor.
+    compiler's version, Paddle's version and, unless TARGET names another, the processor.
     """
     compiler, paddle = find_compiler("native"), paddle_folder()
     target = tuple(os.environ.get(TARGET, "").split()) or NATIVE
     digest = hashlib.sha256((paddle / "version" / "__init__.py").read_bytes())
     digest.update(sources_digest().encode())
     said = run_compiler([compiler, "--version"]).stdout
-    digest.update("\0".join((*FLAGS, *target, said, cpu_name(), cpu_flags())).encode())
+    is_native = any(flag.endswith("=native") for flag in target)
+    processor = (cpu_name(), cpu_flags()) if is_native else ()
+    digest.update("\0".join((*FLAGS, *target, said, *processor)).encode())
     folder = cache_dir() / "operators" / digest.hexdigest()[:20]
     return Build(compiler=compiler, target=target, paddle=paddle, folder=folder)
 

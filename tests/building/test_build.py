@@ -81,6 +81,17 @@ def test_what_one_processor_compiled_is_not_run_on_another(compiler, monkeypatch
     assert plan_build().is_built
 
 
+def test_what_was_compiled_for_a_named_target_serves_every_processor(compiler, monkeypatch):
+    monkeypatch.setenv("QINFER_TARGET", "-march=x86-64-v3 -mtune=generic")
+    here = build(plan_build())
+    monkeypatch.setattr(module, "cpu_flags", lambda: "fpu sse2 avx2")
+    monkeypatch.setattr(module, "cpu_name", lambda: "Another processor")
+    assert build(plan_build()) == here
+    assert len(calls(compiler, "-shared")) == 1
+    monkeypatch.setenv("QINFER_TARGET", "-march=x86-64-v3 -mtune=native")
+    assert not plan_build().is_built
+
+
 def test_the_target_is_what_the_environment_says(compiler, monkeypatch):
     build(plan_build())
     assert len(calls(compiler, "-march=native")) > 1
