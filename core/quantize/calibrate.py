@@ -83,10 +83,9 @@ class CalibratingParts(StreamedParts):
         plain = self._quant_plan.by_layer[spec.name]
         return CalibratedLinear(self, spec, pick, plain, bias)
 
-    def weight(self, pick: Pick, name: str) -> Floats:
-        """The weight [rows, in] in float32, rounded to the model's dtype."""
-        weight = round_to(assemble(self._checkpoint, pick), self._config.dtype, name)
-        return np.asarray(weight, np.float32)
+    def weight(self, pick: Pick, name: str) -> Array:
+        """The weight [rows, in] in the model's dtype."""
+        return round_to(assemble(self._checkpoint, pick), self._config.dtype, name)
 
 
 class CalibratedLinear:
@@ -112,7 +111,7 @@ class CalibratedLinear:
             plan.work.skip(spec, why)
         else:
             arrays = plan.work.finished(spec) or self._quantised(scheme, x, *experts)
-        params = {name: place(np.array(array), "") for name, array in arrays.items()}
+        params = {name: place(array) for name, array in arrays.items()}
         if self.bias is not None:
             params["bias"] = self.bias
         layer = plan.hooks.build_linear(spec, scheme or self.plain, params)
@@ -128,7 +127,7 @@ class CalibratedLinear:
             made = quantise_experts(self._expert, routed, spec, recipe)
         else:
             weight = self.parts.weight(self.pick, spec.name)
-            made = quantise_linear(weight, x.numpy(), recipe)
+            made = quantise_linear(np.asarray(weight, np.float32), x.numpy(), recipe)
         plan.work.add(spec, scheme, made)
         return made.arrays
 
@@ -138,7 +137,8 @@ class CalibratedLinear:
         each = len(rule.source) // spec.experts
         if not each:  # one tensor holds all of them
             whole = self.parts.weight(self.pick, spec.name)
-            return whole[number * spec.out_features : (number + 1) * spec.out_features]
+            rows = whole[number * spec.out_features : (number + 1) * spec.out_features]
+            return np.asarray(rows, np.float32)
         part = slice(number * each, (number + 1) * each)
         own = replace(
             rule,
@@ -147,4 +147,5 @@ class CalibratedLinear:
             op="fuse" if each > 1 else "copy",
             shape=(spec.out_features, spec.in_features),
         )
-        return self.parts.weight(replace(self.pick, rule=own), f"{spec.name} of expert {number}")
+        weight = self.parts.weight(replace(self.pick, rule=own), f"{spec.name} of expert {number}")
+        return np.asarray(weight, np.float32)

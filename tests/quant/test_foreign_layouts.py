@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from qinfer.core.errors import Unsupported
+from qinfer.core.errors import BadCheckpoint, Unsupported
 from qinfer.cuda_ops import table
 from quant.tools import FOREIGN, linears, logits_of, open_folder, read, write
 
@@ -42,29 +42,51 @@ def codes_of(tensors, module):
     )
 
 
-ORDERS = ["none", "act-order"]
-
-
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("form", [None, "gptq", "gptq_v2"])
-def test_gptq(tmp_path, form, order):
-    name, rng = "ct-int4-zero-points", np.random.default_rng(0)
-    tensors = read(name)
+def as_gptq(tensors, form=None, shuffled=None):
+    """In place, in GPTQ's layout; what config.json then says. ``shuffled`` mixes the groups."""
     for module in linears(tensors, ".weight_packed"):
         codes, zeros, scale = codes_of(tensors, module)
-        inputs = codes.shape[1]
-        groups = np.arange(inputs) // 64
-        if order == "act-order":
-            rng.shuffle(groups)
+        groups = np.arange(codes.shape[1]) // 64
+        if shuffled:
+            shuffled.shuffle(groups)
         less = 0 if form == "gptq_v2" else 1
         tensors[f"{module}.qweight"] = pack(codes.T, 0)
         tensors[f"{module}.qzeros"] = pack((zeros.T - less) & 15, 1)
         tensors[f"{module}.scales"] = scale.T
         tensors[f"{module}.g_idx"] = groups.astype(np.int32)
-    said = {"quant_method": "gptq", "bits": 4, "group_size": 64, "desc_act": order != "none"}
-    folder = write(
-        tmp_path / "m", name, tensors, said | ({"checkpoint_format": form} if form else {})
-    )
+    said = {"quant_method": "gptq", "bits": 4, "group_size": 64, "desc_act": bool(shuffled)}
+    return said | ({"checkpoint_format": form} if form else {})
+
+
+def as_awq(tensors):
+    """The same in AutoAWQ's, each eight outputs in the order that it packs them."""
+    order = [0, 2, 4, 6, 1, 3, 5, 7]
+
+    def interleaved(codes):
+        return codes.reshape(len(codes), -1, 8)[:, :, order].reshape(codes.shape)
+
+    for module in linears(tensors, ".weight_packed"):
+        codes, zeros, scale = codes_of(tensors, module)
+        tensors[f"{module}.qweight"] = pack(interleaved(codes.T), 1)
+        tensors[f"{module}.qzeros"] = pack(interleaved(zeros.T), 1)
+        tensors[f"{module}.scales"] = scale.T
+    return {"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemm"}
+
+
+def as_fp8_blocks(tensors):
+    """The same in Qwen's."""
+    for name in [name for name in tensors if name.endswith("weight_scale")]:
+        tensors[f"{name}_inv"] = tensors.pop(name)
+    return {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [32, 32]}
+
+
+@pytest.mark.parametrize("order", ["none", "act-order"])
+@pytest.mark.parametrize("form", [None, "gptq", "gptq_v2"])
+def test_gptq(tmp_path, form, order):
+    name = "ct-int4-zero-points"
+    tensors = read(name)
+    shuffled = None if order == "none" else np.random.default_rng(0)
+    folder = write(tmp_path / "m", name, tensors, as_gptq(tensors, form, shuffled))
     if order == "none":
         assert (logits_of(folder) == logits_of(FOREIGN / name)).all()
         return
@@ -84,31 +106,65 @@ def test_gptq(tmp_path, form, order):
 def test_awq(tmp_path):
     name = "ct-int4-zero-points"
     tensors = read(name)
-    order = [0, 2, 4, 6, 1, 3, 5, 7]
-
-    def interleaved(codes):
-        """[rows, out] with each eight outputs in the order that AutoAWQ packs them."""
-        return codes.reshape(len(codes), -1, 8)[:, :, order].reshape(codes.shape)
-
-    for module in linears(tensors, ".weight_packed"):
-        codes, zeros, scale = codes_of(tensors, module)
-        tensors[f"{module}.qweight"] = pack(interleaved(codes.T), 1)
-        tensors[f"{module}.qzeros"] = pack(interleaved(zeros.T), 1)
-        tensors[f"{module}.scales"] = scale.T
-    said = {"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemm"}
-    folder = write(tmp_path / "m", name, tensors, said)
+    folder = write(tmp_path / "m", name, tensors, as_awq(tensors))
     assert (logits_of(folder) == logits_of(FOREIGN / name)).all()
-    said["version"] = "gemv"
-    with pytest.raises(Unsupported, match="'gemv'"):
-        open_folder(write(tmp_path / "n", name, tensors, said))
 
 
 def test_qwens_fp8_blocks(tmp_path):
     name = "ct-fp8-block"
-    tensors = {
-        key.replace("weight_scale", "weight_scale_inv"): array for key, array in read(name).items()
-    }
-    said = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [32, 32]}
-    folder = write(tmp_path / "m", name, tensors, said)
+    tensors = read(name)
+    folder = write(tmp_path / "m", name, tensors, as_fp8_blocks(tensors))
     assert (logits_of(folder) == logits_of(FOREIGN / name)).all()
     assert open_folder(folder, "fp8").stats.layers_by_scheme == {"fp8": 4, "none": 1}
+
+
+LAYOUTS = {
+    "gptq": ("ct-int4-zero-points", as_gptq, "scales"),
+    "awq": ("ct-int4-zero-points", as_awq, "scales"),
+    "fp8": ("ct-fp8-block", as_fp8_blocks, "weight_scale_inv"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda scale: None, "is missing"),
+        (lambda scale: -scale, "negative"),
+        (lambda scale: scale * np.nan, "NaN"),
+        (lambda scale: scale[:, :-1], "where .* needed"),
+    ],
+    ids=["missing", "negative", "NaN", "short"],
+)
+def test_bad_scales_are_named(tmp_path, layout, change, words):
+    name, put, suffix = LAYOUTS[layout]
+    tensors = read(name)
+    said = put(tensors)
+    scale = f"model.layers.0.self_attn.o_proj.{suffix}"
+    changed = change(tensors.pop(scale))
+    tensors |= {} if changed is None else {scale: changed}
+    with pytest.raises(BadCheckpoint, match=words) as caught:
+        open_folder(write(tmp_path / "m", name, tensors, said))
+    assert "o_proj" in str(caught.value)
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("layout", "changes", "words"),
+    [
+        ("gptq", {"bits": 3}, "3 bits"),
+        ("gptq", {"checkpoint_format": "marlin"}, "'marlin'"),
+        ("gptq", {"dynamic": {"-:.*": {}}}, "other settings for some layers"),
+        ("awq", {"version": "gemv"}, "'gemv'"),
+        ("awq", {"bits": 8}, "8 bits"),
+        ("fp8", {"weight_block_size": [32, 64]}, r"blocks of \[32, 64\]"),
+        ("fp8", {"activation_scheme": "magic"}, "'magic'"),
+    ],
+)
+def test_versions_that_are_not_known_are_refused(tmp_path, layout, changes, words):
+    name, put, _ = LAYOUTS[layout]
+    tensors = read(name)
+    folder = write(tmp_path / "m", name, tensors, put(tensors) | changes)
+    with pytest.raises(Unsupported, match=words) as caught:
+        open_folder(folder)
+    assert caught.value.remedy
