@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from qinfer.core.errors import Unsupported
+from qinfer.core.errors import Unsupported, UsageError
 from qinfer.cuda_ops import native_decoder, native_experts, native_linear  # noqa: F401
 from qinfer.cuda_ops.build import build, plan_build
 from qinfer.cuda_ops.native_table import CPU
@@ -27,9 +27,13 @@ def use_native(*, require: bool, progress: Callable[[str], None]) -> str:
 
     Returns a line saying what is used. Without a compiler, or if it fails, that is the reference,
     and ``progress`` is told why; with ``require`` the reason is raised as Unsupported.
+    Raises UsageError where the environment names other operators.
     """
     set_recorder(None)
-    if os.environ.get(CHOICE) == REFERENCE and not require:
+    chosen = os.environ.get(CHOICE, "")
+    if chosen not in ("", REFERENCE):
+        raise UsageError(f"{CHOICE} is {chosen!r}", remedy=f"Set it to {REFERENCE}, or not at all.")
+    if chosen and not require:
         use(REFERENCE)
         return f"operators: reference ({CHOICE} says so)"
     try:

@@ -49,6 +49,8 @@ def command(**options: Any) -> int:
 
     When standard input is no terminal, each of its lines is a message.
     """
+    if options["quiet"] and options["stats"]:
+        raise click.UsageError("--stats and --quiet contradict each other.")
     params = sampling_params(options, max_tokens=None)
     from qinfer.core.llm import LLM
 

@@ -33,13 +33,25 @@ class CheckResult:
 
 
 def check_all(records: Sequence[PluginRecord], timeout: float = 60.0) -> list[CheckResult]:
-    """Check each plugin in its own subprocess, a few at once; results in the order given."""
+    """Check each plugin in its own subprocess, a few at once; results in the order given. An
+    interrupt ends the subprocesses.
+    """
+    running: set[subprocess.Popen[str]] = set()
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        return list(pool.map(lambda record: check_plugin(record, timeout), records))
+        try:
+            return list(pool.map(lambda record: _check_plugin(record, timeout, running), records))
+        except KeyboardInterrupt:
+            for child in tuple(running):
+                _kill(child)
+            raise
 
 
-def check_plugin(record: PluginRecord, timeout: float = 60.0) -> CheckResult:
-    """Check one plugin; ``timeout`` in seconds. Never raises for what the plugin does."""
+def _check_plugin(
+    record: PluginRecord, timeout: float, running: set[subprocess.Popen[str]]
+) -> CheckResult:
+    """Check one plugin; ``timeout`` in seconds. Never raises for what the plugin does. Its process
+    is one of ``running`` meanwhile.
+    """
     child = subprocess.Popen(
         python_command(
             "from qinfer.core.registry.check import main; main()",
@@ -54,11 +66,14 @@ def check_plugin(record: PluginRecord, timeout: float = 60.0) -> CheckResult:
         errors="replace",
         start_new_session=True,  # so that what the plugin starts can be ended with it
     )
+    running.add(child)
     try:
         output, noise = child.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         _end(child)
         return CheckResult(ok=False, problems=(f"still loading after {timeout:g} seconds",))
+    finally:
+        running.remove(child)
     try:
         answer = json.loads(output)
         return CheckResult(**{**answer, "problems": tuple(answer["problems"])})
@@ -69,14 +84,19 @@ def check_plugin(record: PluginRecord, timeout: float = 60.0) -> CheckResult:
 
 def _end(child: subprocess.Popen[str]) -> None:
     """Kill the child and whatever it started, without waiting for pipes others may hold."""
-    if hasattr(os, "killpg"):
-        os.killpg(child.pid, signal.SIGKILL)
-    else:
-        child.kill()
+    _kill(child)
     child.wait()
     for pipe in (child.stdout, child.stderr):
         if pipe:
             pipe.close()
+
+
+def _kill(child: subprocess.Popen[str]) -> None:
+    if not hasattr(os, "killpg"):
+        child.kill()
+        return
+    with contextlib.suppress(ProcessLookupError):  # it has just ended
+        os.killpg(child.pid, signal.SIGKILL)
 
 
 def _ending(code: int) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from building.tools import qinfer, script
 from goldens import tiny
-from qinfer.core.errors import Unsupported
+from qinfer.core.errors import Unsupported, UsageError
 from qinfer.core.hardware.machine import cpu_features
 from qinfer.cuda_ops.build import build, plan_build
 
@@ -80,6 +80,14 @@ def test_operators_compiled_for_less_than_this_processor(monkeypatch, feature):
     command += ["-k", "not reference"]  # whose code is no other
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+def test_operators_of_another_name_are_refused(monkeypatch):
+    from qinfer.cuda_ops import native
+
+    monkeypatch.setenv(native.CHOICE, "refrence")
+    with pytest.raises(UsageError, match="QINFER_OPERATORS is 'refrence'"):
+        native.use_native(require=False, progress=print)
 
 
 def test_a_library_that_does_not_load_leaves_the_reference(tmp_path, monkeypatch):

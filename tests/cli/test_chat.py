@@ -47,6 +47,11 @@ def test_a_cut_answer_is_said(qinfer) -> None:
     assert "first token after" in result.stderr
 
 
+def test_stats_are_not_quiet(qinfer) -> None:
+    result = qinfer("chat", "--stats", "--quiet", input="a\n")
+    assert (result.exit_code, fake_llm.LLM.made) == (2, [])
+
+
 def test_bad_input_ends_a_pipe(qinfer) -> None:
     assert qinfer("chat", input="BOOM\n").exit_code == 5
     assert qinfer("chat", input=b"ab\xff\n").exit_code == 5

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -139,6 +142,19 @@ def test_check_survives_every_way_to_break(qinfer):
     assert checks["noisy"]["ok"]
     assert checks["mismatch"]["ok"]
     assert "['nowhere']" in checks["mismatch"]["problems"][0]
+
+
+def test_ctrl_c_does_not_wait_for_a_plugin_that_hangs(sites):
+    command = [sys.executable, "-m", "qinfer", "list-plugins", "--check", "--kind", "observer"]
+    env = {**os.environ, "PYTHONPATH": str(sites["hanging"])}
+    running = subprocess.Popen(command, env=env, cwd="/", stdout=subprocess.PIPE, text=True)
+    children = Path(f"/proc/{running.pid}/task")
+    while not (child := "".join(path.read_text() for path in children.glob("*/children"))):
+        time.sleep(0.01)
+    running.send_signal(signal.SIGINT)
+    assert running.communicate(timeout=30)[0] == ""
+    assert running.returncode == 130
+    assert not Path(f"/proc/{int(child)}").exists()
 
 
 def test_check_passes_when_all_is_well(qinfer):
