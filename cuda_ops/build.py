@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -78,7 +79,8 @@ def plan_build() -> Build:
     """What would be built here, and where. Raises Unsupported without a C++ compiler.
 
     The folder's name is a digest of everything the result depends on: the sources, the flags, the
-    compiler's version, Paddle's version and, unless TARGET names another, the processor.
+    compiler's version, Paddle's version and, unless TARGET names another, the processor. Raises
+    Unsupported as well where TARGET has instructions that this processor does not have.
     """
     compiler, paddle = find_compiler("native"), paddle_folder()
     target = tuple(os.environ.get(TARGET, "").split()) or NATIVE
@@ -87,9 +89,28 @@ def plan_build() -> Build:
     said = run_compiler([compiler, "--version"]).stdout
     is_native = any(flag.endswith("=native") for flag in target)
     processor = (cpu_name(), cpu_flags()) if is_native else ()
+    if not is_native:
+        _require_instructions(compiler, target)
     digest.update("\0".join((*FLAGS, *target, said, *processor)).encode())
     folder = cache_dir() / "operators" / digest.hexdigest()[:20]
     return Build(compiler=compiler, target=target, paddle=paddle, folder=folder)
+
+
+def _require_instructions(compiler: str, target: tuple[str, ...]) -> None:
+    """The system would end the process at the first instruction that the processor lacks."""
+    lacking = _instructions(compiler, target) - _instructions(compiler, NATIVE)
+    if lacking:
+        raise Unsupported(
+            f"{TARGET}={' '.join(target)} is for processors with {', '.join(sorted(lacking))}, "
+            "which this one does not have",
+            remedy="Unset it, or let it name less; -march=x86-64-v3 is AVX2.",
+        )
+
+
+def _instructions(compiler: str, target: tuple[str, ...]) -> set[str]:
+    """What the compiler may use beyond the least, as its predefined macros name it: AVX512VNNI."""
+    said = run_compiler([compiler, *target, "-dM", "-E", "-x", "c++", os.devnull]).stdout
+    return set(re.findall(r"^#define __((?:AVX|FMA|F16C|ARM_FEATURE_)\w*?)_* 1$", said, re.M))
 
 
 def sources_digest() -> str:
