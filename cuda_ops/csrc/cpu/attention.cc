@@ -213,15 +213,14 @@ class Attention {
   float* scores_ = nullptr;
 };
 
-// work(job, cost) for all there is to do.
+// work(job, cost) for all there is to do, head by head.
 template <typename Work>
-void each_job(const Paged& p, int64_t together, const Work& work) {
+void each_job(const Paged& p, const Work& work) {
   for (int64_t s = 0; s < p.sequences; ++s)
     for (int64_t t = p.starts[s]; t < p.starts[s + 1]; t += kQueries) {
       const int64_t count = std::min<int64_t>(kQueries, p.starts[s + 1] - t);
       const int64_t seen = p.lengths[s] - (p.starts[s + 1] - t) + count;
-      for (int64_t h = 0; h < p.heads; h += together)
-        work(Job{s, t, count, h, together}, seen * count * together);
+      for (int64_t h = 0; h < p.heads; ++h) work(Job{s, t, count, h, 1}, seen * count);
     }
 }
 
@@ -229,20 +228,26 @@ void each_job(const Paged& p, int64_t together, const Work& work) {
 
 Task paged_attention(const Paged& p, const Cache& cache) {
   return [=](const Worker& me) {
-    // Heads that share keys go together, unless one thread then gets more than an eighth more.
     const int64_t group = p.heads / cache.kv_heads;
-    int64_t jobs = 0;
-    each_job(p, group, [&](const Job&, int64_t) { ++jobs; });
-    const int64_t most = divide_up(jobs, me.count) * group;
-    const int64_t together = 8 * most <= 9 * divide_up(jobs * group, me.count) ? group : 1;
     int64_t total = 0, before = 0;
-    each_job(p, together, [&](const Job&, int64_t cost) { total += cost; });
+    each_job(p, [&](const Job&, int64_t cost) { total += cost; });
     with_type(cache.type, [&](auto holds) {
-      each_job(p, together, [&](const Job& job, int64_t cost) {
-        if ((before + cost / 2) * me.count / total == me.index)
-          Attention<decltype(holds)>(p, cache, job).run();
+      Job mine{};  // this thread's heads that share keys go together
+      const auto run = [&] {
+        if (mine.heads) Attention<decltype(holds)>(p, cache, mine).run();
+      };
+      each_job(p, [&](const Job& job, int64_t cost) {
+        const bool is_mine = (before + cost / 2) * me.count / total == me.index;
         before += cost;
+        if (!is_mine) return;
+        if (mine.heads && job.head % group) {
+          ++mine.heads;
+          return;
+        }
+        run();
+        mine = job;
       });
+      run();
     });
   };
 }

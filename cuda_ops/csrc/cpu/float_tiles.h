@@ -39,15 +39,16 @@ struct F32Weights {
   }
 };
 
+// R rows times P panels, p and every `apart`-th behind it.
 template <typename W, int R, int P>
-void run_tile(const Job& job, int64_t row, int64_t p, int64_t end) {
+void run_tile(const Job& job, int64_t row, int64_t p, int64_t end, int64_t apart) {
   const auto* x = reinterpret_cast<const typename W::X*>(job.x) + row * job.x_stride;
   const typename W::X* rows[R];
   const char* panels[P];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) rows[r] = x + r * job.x_stride;
 #pragma GCC unroll 16
-  for (int i = 0; i < P; ++i) panels[i] = job.w + (p + i) * job.panel;
+  for (int i = 0; i < P; ++i) panels[i] = job.w + (p + i * apart) * job.panel;
   F32 acc[R][P] = {};
   const int64_t steps = divide_up(job.in, W::kStep);
   const Ahead<R, P * W::kBytes> ahead(job, p, P, end);
@@ -56,17 +57,29 @@ void run_tile(const Job& job, int64_t row, int64_t p, int64_t end) {
     W::template step<R, P>(acc, rows, panels, s);
   }
 #pragma GCC unroll 16
-  for (int i = 0; i < P; ++i) finish(job, row, R, p + i, &acc[0][i], P);
+  for (int i = 0; i < P; ++i) finish(job, row, R, p + i * apart, &acc[0][i], P);
+}
+
+// As many tiles of P panels as there are from p to `end`; where the rest begins. Long panels are
+// read a P-th of the whole apart: so each of P streams goes on in the next tile, and the
+// processor's prefetching does not have to learn it anew. Short ones are asked for by Ahead.
+template <typename W, int R, int P>
+int64_t run_tiles(const Job& job, int64_t row, int64_t p, int64_t end) {
+  using Asked = Ahead<R, P * W::kBytes>;
+  const int64_t tiles = (end - p) / P;
+  const bool is_short = P * job.panel <= Asked::kMost;
+  for (int64_t t = 0; t < tiles; ++t)
+    run_tile<W, R, P>(job, row, p + t * (is_short ? P : 1), end, is_short ? 1 : tiles);
+  return p + tiles * P;
 }
 
 template <typename W, int R>
 void run_panels(const Job& job, int64_t row, int64_t p, int64_t end) {
   if constexpr (R == 1 && kRegisters == 32)  // one row needs many panels to hide latencies
-    for (; p + 8 <= end; p += 8) run_tile<W, R, 8>(job, row, p, end);
-  if constexpr (4 * R <= W::kTile)
-    for (; p + 4 <= end; p += 4) run_tile<W, R, 4>(job, row, p, end);
-  for (; p + 2 <= end; p += 2) run_tile<W, R, 2>(job, row, p, end);
-  for (; p < end; ++p) run_tile<W, R, 1>(job, row, p, end);
+    p = run_tiles<W, R, 8>(job, row, p, end);
+  if constexpr (4 * R <= W::kTile) p = run_tiles<W, R, 4>(job, row, p, end);
+  p = run_tiles<W, R, 2>(job, row, p, end);
+  run_tiles<W, R, 1>(job, row, p, end);
 }
 
 template <typename W>
@@ -82,8 +95,9 @@ void run_rows(const Job& job, int64_t p, int64_t end) {
 // cache meanwhile.
 template <typename W>
 void run(const Job& job, const Worker& me) {
+  if (job.rows < kManyRows)
+    return share_panels(job, me, [&](int64_t p, int64_t end) { run_rows<W>(job, p, end); });
   me.share(divide_up(job.out, kLanes), [&](int64_t first, int64_t end) {
-    if (job.rows < kManyRows) return run_rows<W>(job, first, end);
     for (int64_t p = first; p < end; p += kGroup) run_rows<W>(job, p, std::min(p + kGroup, end));
   });
 }

@@ -85,6 +85,18 @@ void each_weight(const Job& job, const Run& run) {
   }
 }
 
+// work(first, end) for the panels of few rows. Memory is what takes the time then, and it serves
+// one thread faster than another.
+template <typename Work>
+void share_panels(const Job& job, const Worker& me, const Work& work) {
+  constexpr int64_t kPiece = 48 << 10;  // bytes at the most: a few microseconds
+  const int64_t panels = divide_up(job.out, kLanes);
+  if (job.order) return me.share(panels, work);  // one of several products between two waits
+  int64_t piece = std::min(kPiece / std::max<int64_t>(job.panel, 1), panels / (16 * me.count));
+  if (piece > 4) piece -= piece % 4;  // whole tiles
+  me.compete(panels, std::max<int64_t>(piece, 1), work);
+}
+
 // With one row memory is what takes the time, and short panels end before the processor's
 // prefetching has learnt to follow them. So while a tile of them is computed, those behind it are
 // asked for, some bytes in every step. Panels too long to wait in the first cache are better left

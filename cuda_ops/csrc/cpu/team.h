@@ -25,11 +25,15 @@ namespace qinfer {
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Where the threads of a team wait until all have come. It counts arrivals and never starts again,
-// so nobody has to clear it while others still look.
+// Where the threads of a team wait until all have come, and where they take numbers between two
+// waits. It counts arrivals and never starts again, so nobody has to clear it while others still
+// look; whole teams of arrivals say how many waits are over.
 class Barrier {
  public:
   void wait(int64_t threads) {
+    // Nobody takes a number of what follows before all are here.
+    std::atomic<int64_t>& next = taken_[(waits(threads) + 1) % 2];
+    if (next.load(std::memory_order_relaxed)) next.store(0, std::memory_order_relaxed);
     const int64_t mine = arrivals_.fetch_add(1, std::memory_order_acq_rel);
     const int64_t all = (mine / threads + 1) * threads;
     // Spinning is what makes it fast; on a machine that is busy with other things the thread that
@@ -38,8 +42,18 @@ class Barrier {
       if (spins > 4000) std::this_thread::yield();
   }
 
+  // 0, 1, 2 and so on, each for one thread, from the wait before on.
+  int64_t take(int64_t threads) {
+    return taken_[waits(threads) % 2].fetch_add(1, std::memory_order_relaxed);
+  }
+
  private:
+  int64_t waits(int64_t threads) const {
+    return arrivals_.load(std::memory_order_relaxed) / threads;
+  }
+
   alignas(64) std::atomic<int64_t> arrivals_{0};
+  alignas(64) std::atomic<int64_t> taken_[2]{};
 };
 
 // One thread of a team, as a task sees it.
@@ -56,6 +70,17 @@ struct Worker {
   void share(int64_t n, const Work& work) const {
     const int64_t first = n * index / count, end = n * (index + 1) / count;
     if (first < end) work(first, end);
+  }
+
+  // The same where threads get on at different speeds: the last eighth goes in pieces to whoever
+  // comes first. Once between two waits at the most.
+  template <typename Work>
+  void compete(int64_t n, int64_t piece, const Work& work) const {
+    if (count == 1) return share(n, work);
+    const int64_t even = n - n / 8;
+    share(even, work);
+    for (int64_t at; (at = even + piece * barrier->take(count)) < n;)
+      work(at, at + piece < n ? at + piece : n);
   }
 };
 

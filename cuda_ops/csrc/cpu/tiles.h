@@ -30,8 +30,10 @@ void rows_of(const Job& job, const X& x, int64_t p, int64_t end) {
 // the cache meanwhile.
 template <template <int, int> class Tile, int kMost, typename X>
 void over_tiles(const Job& job, const X& x, const Worker& me) {
+  if (job.rows < kManyRows)
+    return share_panels(job, me,
+                        [&](int64_t p, int64_t end) { rows_of<Tile, kMost>(job, x, p, end); });
   me.share(divide_up(job.out, kLanes), [&](int64_t first, int64_t end) {
-    if (job.rows < kManyRows) return rows_of<Tile, kMost>(job, x, first, end);
     for (int64_t p = first; p < end; p += kGroup)
       rows_of<Tile, kMost>(job, x, p, std::min(p + kGroup, end));
   });
