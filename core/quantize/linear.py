@@ -17,8 +17,8 @@ SAMPLE = 512
 """Tokens that scalings are searched on, and errors measured, spread over the calibration data."""
 
 OUTPUTS = {"smoothquant": 512, "awq": 64}
-"""Rows of the weight that scalings are searched for: SmoothQuant gains by more than 64, and AWQ,
-whose every try searches scales too, does not (NOTES.md).
+"""Rows of the weight that scalings are searched for: SmoothQuant gained by more than 64, and AWQ,
+whose every try searches scales too, did not (NOTES.md).
 """
 
 
