@@ -72,7 +72,7 @@ def size_cache(
         blocks = -(-needed // spec.block_size)
         raise Unsupported(
             f"too little memory for the KV cache: a context of {needed} tokens needs "
-            f"{_mib(blocks * spec.bytes_per_block)} and {_mib(budget)} is set aside for it",
+            f"{_mib(blocks * spec.bytes_per_block)} and {budget >> 20}MiB is set aside for it",
             remedy=f"Give --kv-cache-memory {_mib(blocks * spec.bytes_per_block)} or more, "
             "free memory, or lower --max-model-len.",
         )

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from threading import Lock
 
 from qinfer.core.child import python_command
 from qinfer.core.errors import BrokenPlugin, Unsupported
@@ -36,19 +37,40 @@ def check_all(records: Sequence[PluginRecord], timeout: float = 60.0) -> list[Ch
     """Check each plugin in its own subprocess, a few at once; results in the order given. An
     interrupt ends the subprocesses.
     """
-    running: set[subprocess.Popen[str]] = set()
+    running = _Running()
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
         try:
             return list(pool.map(lambda record: _check_plugin(record, timeout, running), records))
         except KeyboardInterrupt:
-            for child in tuple(running):
-                _kill(child)
+            running.end()
             raise
 
 
-def _check_plugin(
-    record: PluginRecord, timeout: float, running: set[subprocess.Popen[str]]
-) -> CheckResult:
+class _Running:
+    """The processes of checks under way. Once they were ended, one just begun is ended too."""
+
+    def __init__(self) -> None:
+        self._lock, self._ended = Lock(), False
+        self._children: set[subprocess.Popen[str]] = set()
+
+    def add(self, child: subprocess.Popen[str]) -> None:
+        with self._lock:
+            self._children.add(child)
+            if self._ended:
+                _kill(child)
+
+    def remove(self, child: subprocess.Popen[str]) -> None:
+        with self._lock:
+            self._children.remove(child)
+
+    def end(self) -> None:
+        with self._lock:
+            self._ended = True
+            for child in self._children:
+                _kill(child)
+
+
+def _check_plugin(record: PluginRecord, timeout: float, running: _Running) -> CheckResult:
     """Check one plugin; ``timeout`` in seconds. Never raises for what the plugin does. Its process
     is one of ``running`` meanwhile.
     """
