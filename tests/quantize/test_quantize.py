@@ -94,13 +94,18 @@ def test_smoothing_goes_into_norms_and_the_gated_linear(folder, tmp_path):
 
 
 @pytest.mark.reference
-def test_transformers_reads_what_is_written(folder, tmp_path):
-    """Where torch, transformers and compressed-tensors are installed."""
+@pytest.mark.parametrize(
+    ("quant", "activations"), [("wint8", ""), ("wint4", ""), ("a8w8", "tensor"), ("fp8", "tensor")]
+)
+def test_transformers_reads_what_is_written(folder, tmp_path, quant, activations):
+    """Where torch, transformers and compressed-tensors are installed. With a scale for each token
+    the two round differently: compressed-tensors divides by 127.5 where vLLM and we do by 127.
+    """
     torch = pytest.importorskip("torch")
     pytest.importorskip("compressed_tensors")
     transformers = pytest.importorskip("transformers")
-    output = made(folder, tmp_path / "out", quant="wint8")
+    output = made(folder, tmp_path / "out", quant=quant, activations=activations)
     model = transformers.AutoModelForCausalLM.from_pretrained(output, dtype=torch.float32)
     with torch.no_grad():
         theirs = model(torch.tensor([TOKENS])).logits[0].numpy()
-    np.testing.assert_allclose(logits_of(output)[0], theirs, atol=2e-3)
+    np.testing.assert_allclose(logits_of(output)[0], theirs, atol=2e-4)
