@@ -55,7 +55,8 @@ def main() -> None:
     middle = [{name: 1e3 * median(taken) for name, taken in found.items()} for found in times]
     had = (time.process_time() - computed) / (time.perf_counter() - begin)
     facts = {"same": tokens[0] == tokens[1], "processors": had}
-    print(json.dumps({"models": [first, second], "ms": middle, **facts}), flush=True)
+    names = [Path(name).name for name in (first, second)]  # a folder's place says nothing later
+    print(json.dumps({"models": names, "ms": middle, **facts}), flush=True)
     for llm in llms:
         llm.close()
 
