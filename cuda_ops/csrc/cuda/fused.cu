@@ -13,43 +13,43 @@ namespace {
 
 __device__ __forceinline__ float silu(float x) { return x / (1.0f + __expf(-x)); }
 
-// Number threadIdx.x of a tile: channel i % 8, row i / 8 % 8 of part i / 64, or pair of parts.
+// Number threadIdx.x of a tile's results: its channel and row.
 template <Format F, class P>
 struct Output {
   static constexpr int kParts = P::kGated ? 2 : 1;
-  static constexpr int kCount = P::kR / kParts * 64;
+  static constexpr int kChannels = P::kR / kParts * 8;
   const Stream<F, P>& f;
   const Arguments& p;
-  const int channel = threadIdx.x % 8, row = threadIdx.x / 8 % 8, part = threadIdx.x / 64 * kParts;
+  const int channel = threadIdx.x % kChannels, row = threadIdx.x / kChannels;
+  const int part = channel / 8 * kParts;
   const bool is_mine;
   float scale[kParts], bias[kParts];
   float2 correction;
 
   __device__ explicit Output(const Stream<F, P>& stream)
-      : f(stream), p(stream.p), is_mine(threadIdx.x < kCount && row < p.rows) {}
+      : f(stream), p(stream.p), is_mine(row < p.rows) {}
 
   // What a tile's results need besides, long before they are there.
   __device__ __forceinline__ void before(int tile) {
     if (!is_mine) return;
 #pragma unroll
     for (int k = 0; k < kParts; ++k) {
-      const int at = f.clamped(f.channels(tile, part + k) + channel);
-      scale[k] = p.scale ? p.scale[at] : 1.0f;
+      const int at = f.clamped(f.channels(tile, part + k) + channel % 8);
+      scale[k] = F != Format::kInt4 && p.scale ? p.scale[at] : 1.0f;
       bias[k] = p.bias ? number(p.bias[at]) : 0.0f;
     }
   }
 
   __device__ __forceinline__ void write(int tile, const float* sums) const {
-    const int out = P::kGated ? p.out / 2 : p.out, to = f.channels(tile, part) + channel;
+    const int out = P::kGated ? p.out / 2 : p.out, to = f.channels(tile, part) + channel % 8;
     if (!is_mine || to >= out) return;
     float y[kParts];
 #pragma unroll
     for (int k = 0; k < kParts; ++k) {
-      const int r = part + k;
-      const float* at = sums + (r / 2 * 4 + r % 2 * 2 + row % 2) * 32 + channel * 4 + row / 2;
+      const float* at = sums + ((part + k) * 8 + channel % 8) * kFewRows + row;
       float sum = 0;
 #pragma unroll
-      for (int w = 0; w < P::kW; ++w) sum += at[w * P::kPairs * 128];
+      for (int w = 0; w < P::kW; ++w) sum += at[w * P::kShare];
       y[k] = (sum - correction.x) * correction.y * scale[k] + bias[k];
     }
     p.y[int64_t(row) * out + to] = BF16(P::kGated ? silu(y[0]) * y[kParts - 1] : y[0]);
@@ -57,7 +57,7 @@ struct Output {
 };
 
 template <Format F, class P>
-__global__ void __launch_bounds__(P::kThreads, P::kB) fused_kernel(const Arguments p) {
+__global__ void __launch_bounds__(P::kThreads, 2) fused_kernel(const Arguments p) {
   extern __shared__ __align__(16) uint8_t shared[];
   let_next_start();
   Stream<F, P> stream(p, shared);
@@ -65,6 +65,7 @@ __global__ void __launch_bounds__(P::kThreads, P::kB) fused_kernel(const Argumen
   inputs.before();
 #pragma unroll 1
   for (int i = 0; i < P::kS; ++i) stream.load();
+  stream.first_scales();
   Output<F, P> output(stream);
   output.before(blockIdx.x);
   wait_for_previous();
@@ -75,12 +76,8 @@ __global__ void __launch_bounds__(P::kThreads, P::kB) fused_kernel(const Argumen
   for (int tile = blockIdx.x; tile < p.tiles; tile += gridDim.x) {
     if (tile != blockIdx.x) output.before(tile);
     float sums[P::kPairs][4] = {};
-    stream.run(slot, sums);
-    float* mine = shares + stream.warp * P::kPairs * 128 + stream.lane;
-#pragma unroll
-    for (int q = 0; q < P::kPairs; ++q)
-#pragma unroll
-      for (int j = 0; j < 4; ++j) mine[(q * 4 + j) * 32] = sums[q][j];
+    stream.run(tile, slot, sums);
+    stream.share(sums, shares);
     __syncthreads();
     output.write(tile, shares);
     shares = shares == stream.sums ? stream.sums + P::kSums : stream.sums;
@@ -113,28 +110,38 @@ void run(const FusedProduct& p, int most, cudaStream_t stream) {
   launch(fused_kernel<F, P>, dim3(blocks), P::kThreads, shared, stream, a);
 }
 
+template <Format F, class P>
+bool fits(const FusedProduct& p) {
+  return Stream<F, P>::shared_bytes(static_cast<int>(p.rows), static_cast<int>(p.in)) <=
+         size_t(most_shared());
+}
+
+// Measured for the shapes of Qwen2 on an H100 (benchmarks/gpu/NOTES.md): one block on a
+// multiprocessor that looks far ahead, or two that do not.
+template <Format F, bool Gated>
+void choose(const FusedProduct& p, cudaStream_t stream) {
+  constexpr int kW = F == Format::kInt4 ? 14 : 16;  // 3584 inputs are 28 steps of int4
+  using Far = Plan<kW, 2, F == Format::kPlain ? 8 : 6, Gated>;
+  const bool is_long = F == Format::kPlain ? !Gated || p.in >= 1024 : !Gated && p.in > p.out;
+  if (F != Format::kInt4 && is_long && fits<F, Far>(p)) return run<F, Far>(p, 1, stream);
+  run<F, Plan<kW, 2, Gated && F != Format::kInt4 ? 4 : 3, Gated>>(p, 2, stream);
+}
+
 template <Format F>
 void choose(const FusedProduct& p, cudaStream_t stream) {
-  if (p.gated)
-    run<F, Plan<16, 2, 3, 2, true>>(p, 2, stream);
-  else if (F == Format::kPlain && p.in > p.out)  // long rows: to more blocks
-    run<F, Plan<16, 1, 4, 2, false>>(p, 2, stream);
-  else
-    run<F, Plan<16, 2, 3, 2, false>>(p, 2, stream);
+  (p.gated ? choose<F, true> : choose<F, false>)(p, stream);
 }
 
 }  // namespace
 
-constexpr int64_t kFewRows = 2;             // with more, every block would make too many inputs
 constexpr int64_t kMostChannels = 1 << 16;  // of a vocabulary, linear.cu's blocks end less often
 
-// Beyond, inputs take too much shared memory for blocks to be on a multiprocessor together. int4 is
-// faster in linear.cu: unpacked here it takes as long as it is read, one after the other.
+// Beyond, inputs take too much shared memory for blocks to be on a multiprocessor together.
 bool fused_knows(Type type, Format format, int64_t rows, int64_t in, int64_t out) {
-  constexpr int64_t kRest = 68 << 10;  // bytes for the weights on their way and the sums
-  const int64_t inputs = rows * (in + 128) * 2;
-  return out <= kMostChannels && type == Type::kBF16 && format != Format::kInt4 && rows > 0 &&
-         rows <= kFewRows && inputs <= (48 << 10) && inputs + kRest <= most_shared();
+  constexpr int64_t kRest = 70 << 10;  // bytes for the weights on their way and the sums
+  const int64_t inputs = rows * (in + 128) * 2, most = format == Format::kInt4 ? 1 : kFewRows;
+  return out <= kMostChannels && type == Type::kBF16 && rows > 0 && rows <= most &&
+         inputs <= (48 << 10) && inputs + kRest <= most_shared();
 }
 
 void fused_product(Format format, const FusedProduct& p, cudaStream_t stream) {
@@ -143,8 +150,10 @@ void fused_product(Format format, const FusedProduct& p, cudaStream_t stream) {
       return choose<Format::kPlain>(p, stream);
     case Format::kInt8:
       return choose<Format::kInt8>(p, stream);
-    default:
+    case Format::kE4M3:
       return choose<Format::kE4M3>(p, stream);
+    default:
+      return choose<Format::kInt4>(p, stream);
   }
 }
 
