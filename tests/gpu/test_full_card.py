@@ -42,11 +42,14 @@ def test_gates(format_, rng):
     assert error(back(got), gate / (1 + np.exp(-gate)) * up) < (4e-2 if format_ == "e4m3" else 2e-2)
 
 
+SOME = ((80, 8432), (2048, 1000), (9216, 144), (192, 38000))
+"""Clusters of one to eight blocks share the inputs of a channel; tiles of 128 to 320 channels."""
+
+
 @pytest.mark.parametrize("rows", [17, 40, 64, 100, 128, 190, 300])
 @pytest.mark.parametrize("held", ["int8", "float8_e4m3fn"])
 def test_some_rows(rows, held, rng):
-    """Clusters of one to eight blocks share the inputs of a channel."""
-    for width, out in ((80, 8432), (2048, 1000), (9216, 144)):
+    for width, out in SOME:
         x = rounded(rng.normal(size=(rows, width)), "bfloat16")
         codes = rng.integers(-100, 100, (out, width), dtype=np.int8)
         weight = codes.astype(getattr(ml_dtypes, held, held))
@@ -58,6 +61,17 @@ def test_some_rows(rows, held, rng):
             seen = held_by_cache(x.astype(np.float32), held).astype(np.float64)
         expected = seen @ weight.astype(np.float64).T * scale
         assert error(got, expected) < ROUNDING["bfloat16"]
+
+
+@pytest.mark.parametrize("rows", [17, 64, 100, 300])
+def test_some_rows_of_int4(rows, rng):
+    for width, out in SOME[1:]:
+        x = rounded(rng.normal(size=(rows, width)), "bfloat16")
+        codes = rng.integers(-8, 8, (out, width), dtype=np.int8)
+        scale = rng.uniform(1e-2, 1e-1, (out, width // 64)).astype(np.float32)
+        got = back(ops.linear_int4(card(x), *ops.arrange_int4(card(codes), card(scale)), None, out))
+        whole = codes * np.repeat(scale.astype(np.float64), 64, axis=1)
+        assert error(got, x.astype(np.float64) @ whole.T) < ROUNDING["bfloat16"]
 
 
 @pytest.mark.parametrize("rows", [17, 300, ROWS])
