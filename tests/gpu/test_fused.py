@@ -49,27 +49,28 @@ def layer_of(format_, width, out, rng):
     return layer, wide, bias.astype(np.float64)
 
 
-def coarse(x):
-    """Rows in codes of e4m3. In float32, as their step is: quotients fall halfway between two codes
-    often enough to show.
+def coarse(x, whole=None):
+    """Rows in codes of e4m3, with the step of ``whole``, their own if None. In float32, as steps
+    are: quotients fall halfway between two codes often enough to show.
     """
-    x = x.astype(np.float32)
-    step = np.abs(x).max(axis=1, keepdims=True) / np.float32(448)
+    x, whole = (y.astype(np.float32) for y in (x, x if whole is None else whole))
+    step = np.abs(whole).max(axis=1, keepdims=True) / np.float32(448)
     return np.clip(x / step, -448, 448).astype(E4M3).astype(np.float64) * step
 
 
 def normed(x, weight, format_):
     """What a norm may become before a product. In codes of e4m3 it is rounded to bfloat16 first,
-    with its row's factor or before that. Which of the two decides for some numbers about the code,
-    and those are 1/16 apart.
+    with its row's factor or before that, when the step is that of what is not rounded yet. Which of
+    the two it is decides for some numbers about the code, and codes are 1/16 apart.
     """
     exact = reference64.rms_norm(x, weight, 1e-6)
     if format_ != "e4m3":
         return [exact]
     factor = (np.mean(x.astype(np.float64) ** 2, axis=1, keepdims=True) + 1e-6) ** -0.5
+    early = x.astype(np.float64) * weight
     return [
         coarse(rounded(exact, "bfloat16")),
-        coarse(rounded(x.astype(np.float64) * weight, "bfloat16")) * factor,
+        coarse(rounded(early, "bfloat16"), early) * factor,
     ]
 
 
