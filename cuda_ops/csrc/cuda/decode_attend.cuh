@@ -35,8 +35,8 @@ struct Attend {
     return begin + (turn * workers + worker) * kKeys + i;
   }
 
-  // Where in the cache this lane's key of a turn is; -1 for none, and the newest, which is not there
-  // yet.
+  // Where in the cache this lane's key of a turn is; -1 for none, and the newest, which is not
+  // there yet.
   __device__ __forceinline__ int place(int turn) const {
     const int mine = position(turn, lane % kKeys);
     if (mine < first_visible || mine >= length - 1) return -1;

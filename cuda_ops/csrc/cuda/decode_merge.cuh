@@ -40,8 +40,8 @@ struct Factors {
   }
 };
 
-// Four numbers of a head are an item. Item i belongs to block i % size of the cluster, as its number
-// i / size.
+// Four numbers of a head are an item. Item i belongs to block i % size of the cluster, as its
+// number i / size.
 template <class T, Format F, int D>
 struct Merge {
   static constexpr int kFours = D / 4, kScratch = kHeads * (D + 2);
@@ -58,9 +58,8 @@ struct Merge {
     };
     for (int i = threadIdx.x; i < items; i += kThreads) {
       const int h = i / kFours, at = i % kFours * 4;
-      const float4 sum = factors(h).sum(kWarps, [&](int n) {
-        return *reinterpret_cast<const float4*>(&s.parts[n].sums[h][at]);
-      });
+      const float4 sum = factors(h).sum(
+          kWarps, [&](int n) { return *reinterpret_cast<const float4*>(&s.parts[n].sums[h][at]); });
       put_at(&s.sums[rank * each + i / size], i % size, sum);
     }
     for (int i = threadIdx.x; i < group * size; i += kThreads) {

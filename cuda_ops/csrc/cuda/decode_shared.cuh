@@ -62,8 +62,9 @@ struct Shared {
       T wide[F == Format::kPlain ? 1 : kWarps][F == Format::kPlain ? 8 : kKeys * D];  // values as T
   float scales[kWarps][kStages][2][kKeys];
   alignas(16) T queries[kHeads][D];
-  float4 sums[kHeads * D / 4 + kMostCluster];  // what the cluster's blocks put here: this one's share
-  float2 most_total[kMostCluster][kHeads];     // of all heads
+  float4
+      sums[kHeads * D / 4 + kMostCluster];  // what the cluster's blocks put here: this one's share
+  float2 most_total[kMostCluster][kHeads];  // of all heads
 };
 
 }  // namespace qinfer::cuda::decoding

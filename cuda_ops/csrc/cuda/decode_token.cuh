@@ -1,4 +1,5 @@
-// What a step brings of a sequence's newest token: queries, key and value, as the product left them.
+// What a step brings of a sequence's newest token: queries, key and value, as the product left
+// them.
 #pragma once
 #include "decode_shared.cuh"
 
@@ -14,8 +15,8 @@ struct Token {
   S& s;
   const int warp = threadIdx.x / 32, token = blockIdx.z;
   int kv, first_head, group;
-  // What does not come from the kernel before. All of it is asked for before anything is waited for,
-  // as each answer takes long while the card reads the product's weights.
+  // What does not come from the kernel before. All of it is asked for before anything is waited
+  // for, as each answer takes long while the card reads the product's weights.
   const int length;
   const int64_t slot, position;
   Head<D> cos, sin, q_norm, k_norm;

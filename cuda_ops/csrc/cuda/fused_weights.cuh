@@ -74,7 +74,9 @@ struct Stream {
         most_turns((steps + P::kW - 1) / P::kW),
         turns(kIsInt4 ? min(max(steps - warp * most_turns, 0), most_turns)
                       : (steps - warp + P::kW - 1) / P::kW),
-        row_bytes(F == Format::kPlain ? p.in * 2 : kIsInt4 ? steps * 64 : p.in) {
+        row_bytes(F == Format::kPlain ? p.in * 2
+                  : kIsInt4           ? steps * 64
+                                      : p.in) {
     ring = reinterpret_cast<uint4*>(shared);
     sums = reinterpret_cast<float*>(ring + P::kS * P::kR * P::kThreads);
     found = sums + 2 * P::kSums;
@@ -89,8 +91,7 @@ struct Stream {
   static __host__ __device__ int pitch_of(int in) { return steps_of(in) * kStep + 8; }
   static size_t shared_bytes(int rows, int in) {
     return sizeof(uint4) * P::kS * P::kR * P::kThreads +
-           sizeof(float) * (2 * P::kSums + 4 * P::kW) +
-           sizeof(M) * (16 + rows * pitch_of(in));
+           sizeof(float) * (2 * P::kSums + 4 * P::kW) + sizeof(M) * (16 + rows * pitch_of(in));
   }
 
   // The first channel of part r of a tile.
