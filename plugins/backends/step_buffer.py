@@ -141,7 +141,7 @@ class StepBuffer:
             return size
         tables = self.sides[0]["block_tables"]
         rows, width = batch.block_tables.shape
-        unused = tables.size - (rows - 1) * tables.shape[1] - width
+        unused: int = tables.size - (rows - 1) * tables.shape[1] - width
         return size - unused * tables.itemsize // ALIGNED * ALIGNED
 
     def _fill(self, side: dict[str, NDArray[Any]], batch: StepInput | None) -> None:
