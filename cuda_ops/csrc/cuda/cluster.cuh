@@ -1,7 +1,7 @@
 // Clusters: blocks that run at the same time and read each other's shared memory. Before compute
 // capability 9.0 there are none, and a block is alone.
 #pragma once
-#include "async.cuh"
+#include "common.cuh"
 
 namespace qinfer::cuda {
 
@@ -22,6 +22,10 @@ __device__ __forceinline__ void cluster_arrive() {
 }
 __device__ __forceinline__ void cluster_wait() {
   asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
+}
+// Both, for threads of a warp that have come different ways.
+__device__ __forceinline__ void cluster_sync() {
+  asm volatile("barrier.cluster.arrive;\nbarrier.cluster.wait;" ::: "memory");
 }
 // Where block `rank` has what is at `at` here, once it has started.
 __device__ __forceinline__ uint32_t place_at(const void* at, uint32_t rank) {

@@ -14,12 +14,6 @@ constexpr int kTurns = 2;        // then, as putting their parts together costs 
 constexpr int kMostCluster = 8;  // what every card can place
 constexpr int kMostChunks = 8;   // clusters for a sequence
 
-__device__ __forceinline__ float power2(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
 struct Arguments {
   Decode d;
   int heads, kv_heads, width, block_size, groups, chunks;
