@@ -1,4 +1,4 @@
-// Products of 17 to 256 rows on Hopper with weights of 8 or 4 bits: how they are shared out.
+// Products of 3 to 256 rows on Hopper: how they are shared out.
 #include <algorithm>
 
 #include "hopper_products.h"
@@ -23,12 +23,13 @@ void run(const Product& p, int blocks, cudaStream_t stream) {
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kRoom),
         "raising a kernel's shared memory");
   constexpr bool kByGroup = S::kFormat == Format::kInt4;
-  const int64_t row_bytes = kByGroup ? int4_bytes(1, p.in) : p.in;
+  constexpr bool kIsPlain = S::kFormat == Format::kPlain;
+  const int64_t row_bytes = kByGroup ? int4_bytes(1, p.in) : p.in * (kIsPlain ? 2 : 1);
   const int64_t x_bytes = p.in * (S::kFormat == Format::kE4M3 ? 1 : 2);
   const Maps maps{map_of(p.x, p.rows, x_bytes, kBytes, S::kRows),
                   map_of(p.weight, p.out, row_bytes, S::kPitch, S::kBox)};
   const int64_t tiles = (p.out + S::kChannels - 1) / S::kChannels;
-  const int64_t steps = (p.in + kInputs - 1) / kInputs;
+  const int64_t steps = (p.in + S::kStep - 1) / S::kStep;
   // the fewer blocks there are, the more each has to have on its way
   const int64_t held = std::min<int64_t>((tiles * blocks - 1) / multiprocessors() + 1, Held);
   const int64_t stages =
@@ -43,8 +44,8 @@ void run(const Product& p, int blocks, cudaStream_t stream) {
 struct Work {
   int64_t tiles, steps;
 };
-Work work(const Product& p, int channels) {
-  return {(p.out + channels - 1) / channels, (p.in + kInputs - 1) / kInputs};
+Work work(const Product& p, int channels, int step = kInputs) {
+  return {(p.out + channels - 1) / channels, (p.in + step - 1) / step};
 }
 
 // How many blocks share a tile's inputs: as many as fit on the card at once, which holds `held` on
@@ -68,7 +69,7 @@ int split_of_many(const Work& w) {
 template <class T, Format F, int R, int G, int H>
 void run_split(const Product& p, cudaStream_t stream) {
   using S = Shape<T, F, R, G>;
-  const Work w = work(p, S::kChannels);
+  const Work w = work(p, S::kChannels, S::kStep);
   run<S, H>(p, R > 64 && H == 1 ? split_of_many(w) : split_of(w, H), stream);
 }
 
@@ -100,7 +101,10 @@ void up_to_128(const Product& p, cudaStream_t stream) {
 
 template <class T, Format F>
 void of_rows(const Product& p, cudaStream_t stream) {
-  if (p.rows <= 64)
+  if (F == Format::kPlain || p.rows <= kFewHopperRows) return run_split<T, F, 16, 2, 3>(p, stream);
+  if constexpr (F == Format::kPlain)
+    return;
+  else if (p.rows <= 64)
     up_to_64<T, F>(p, stream);
   else if (p.rows <= 128)
     up_to_128<T, F>(p, stream);
@@ -111,6 +115,8 @@ void of_rows(const Product& p, cudaStream_t stream) {
 template <class T>
 void of_format(Format format, const Product& p, cudaStream_t stream) {
   switch (format) {
+    case Format::kPlain:
+      return of_rows<T, Format::kPlain>(p, stream);
     case Format::kInt8:
       return of_rows<T, Format::kInt8>(p, stream);
     case Format::kInt4:
@@ -123,7 +129,7 @@ void of_format(Format format, const Product& p, cudaStream_t stream) {
 }  // namespace
 
 bool rows_hopper_suits(int64_t rows, int64_t in, int64_t out) {
-  return is_sm90() && rows <= (in > out ? 128 : 64);
+  return is_sm90() && rows >= kLeastHopperRows && rows <= (in > out ? 128 : 64);
 }
 
 void rows_hopper(Type type, Format format, const Product& p, cudaStream_t stream) {

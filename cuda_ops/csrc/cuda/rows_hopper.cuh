@@ -1,6 +1,6 @@
 // The kernel of products of some rows on Hopper: the matrix units take the channels as their rows,
-// e4m3 straight from where the copy engine puts it, integers by way of registers, where they become
-// numbers. The blocks of a cluster share out the inputs.
+// 16-bit numbers and e4m3 straight from where the copy engine puts them, integers by way of
+// registers, where they become numbers. The blocks of a cluster share out the inputs.
 #pragma once
 #include <cuda_fp8.h>
 
@@ -23,15 +23,17 @@ struct Arguments {
   int in, steps, stages;
 };
 
-// G warpgroups multiply 64 channels each by up to R rows; one more warp fetches. A stage has
-// kInputs inputs; what the copy engine brings of it at a time has at most 256 channels.
+// G warpgroups multiply 64 channels each by up to R rows; one more warp fetches. What the copy
+// engine brings of a stage at a time has at most 256 channels.
 template <class N, Format F, int R, int G>
 struct Shape {
   using T = N;
   static constexpr Format kFormat = F;
+  static constexpr bool kAsHeld = F == Format::kPlain || F == Format::kE4M3;
   static constexpr int kRows = R, kGroups = G, kChannels = G * 64, kThreads = G * 128 + 32;
+  static constexpr int kStep = F == Format::kPlain ? kInputs / 2 : kInputs;  // inputs of a stage
   static constexpr int kPitch = F == Format::kInt4 ? 64 : 128;  // bytes of a channel in a stage
-  static constexpr int kBoxes = F == Format::kE4M3 ? 1 : 2;     // of inputs
+  static constexpr int kBoxes = kAsHeld ? 1 : 2;                // of inputs
   static constexpr int kBox = kChannels > 256 ? kChannels / 2 : kChannels;
   static constexpr int kWeights = kChannels * kPitch;
   static constexpr int kStage = kWeights + kBoxes * R * kBytes;
@@ -81,14 +83,15 @@ __device__ __forceinline__ void each_stage(const Block& b, Multiply multiply) {
 }
 
 template <class S>
-__device__ __forceinline__ void multiply_e4m3(float (&sums)[S::kRows / 2], const Block& b) {
+__device__ __forceinline__ void multiply_as_held(float (&sums)[S::kRows / 2], const Block& b) {
+  using Number = std::conditional_t<S::kFormat == Format::kE4M3, __nv_fp8_e4m3, typename S::T>;
   const int group = threadIdx.x / 128;
   each_stage<S>(b, [&](const unsigned char* at, int, auto release) {
     products_begin();
 #pragma unroll
     for (int k = 0; k < kBytes / 32; ++k)
-      multiply_shared<__nv_fp8_e4m3, S::kRows>(sums, matrix(at + group * 64 * kBytes) + k * 2,
-                                               matrix(at + S::kWeights) + k * 2, true);
+      multiply_shared<Number, S::kRows>(sums, matrix(at + group * 64 * kBytes) + k * 2,
+                                        matrix(at + S::kWeights) + k * 2, true);
     products_commit();
     products_wait<1>();
     release();
@@ -149,8 +152,8 @@ __global__ void __launch_bounds__(S::kThreads, Held)
   float sums[S::kRows / 2] = {};
   if (multiplies) {
     wait_for_previous();  // the scales of the rows come from there
-    if constexpr (S::kFormat == Format::kE4M3)
-      multiply_e4m3<S>(sums, b);
+    if constexpr (S::kAsHeld)
+      multiply_as_held<S>(sums, b);
     else
       multiply_integers<S>(sums, b, p);
     products_wait<0>();
