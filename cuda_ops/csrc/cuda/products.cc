@@ -38,18 +38,16 @@ Product whole(const Operands& o, const void* x, const float* x_scale, const void
           y, o.rows, o.in,        o.out};
 }
 
-// As many rows at a time as a kernel takes. Of e4m3 inputs are numbers of 16 bits here.
+// As many rows at a time as a kernel takes; e4m3 with inputs that are numbers of 16 bits.
 void stream_rows(const Operands& o, const void* x, const float* x_scale, void* y) {
   const bool is_few_bits = o.format == Format::kInt8 || o.format == Format::kInt4;
-  const bool by_hopper =
-      is_sm90() && (is_few_bits || (o.format == Format::kPlain && o.rows <= kFewHopperRows));
-  const int64_t most = by_hopper ? kMostRows : kStreamRows;
+  const int64_t most = is_sm90() && is_few_bits ? kMostRows : kStreamRows;
   for (int64_t row = 0; row < o.rows; row += most) {
     Product p =
         whole(o, static_cast<const uint16_t*>(x) + row * o.in, x_scale ? x_scale + row : nullptr,
               o.weight.data(), static_cast<uint16_t*>(y) + row * o.out);
     p.rows = std::min(most, o.rows - row);
-    if (by_hopper && p.rows >= kLeastHopperRows)
+    if (o.format != Format::kE4M3 && rows_hopper_suits(o.format, p.rows, o.in, o.out))
       rows_hopper(o.type, o.format, p, o.stream);
     else
       product(o.type, o.format, p, o.stream);
@@ -60,7 +58,7 @@ void stream_rows(const Operands& o, const void* x, const float* x_scale, void* y
 enum class Path { kStream, kRows, kTiles, kLibrary };
 Path path_of(const Operands& o, const float* x_scale) {
   const bool is_e4m3 = o.format == Format::kE4M3;
-  if (is_e4m3 && rows_hopper_suits(o.rows, o.in, o.out)) return Path::kRows;
+  if (is_e4m3 && rows_hopper_suits(o.format, o.rows, o.in, o.out)) return Path::kRows;
   if (o.rows <= most_streamed(o.format)) return Path::kStream;
   if (matmul_hopper_suits(o.rows, o.in, o.out, false)) return Path::kTiles;
   const Product p = whole(o, nullptr, x_scale, o.weight.data(), nullptr);

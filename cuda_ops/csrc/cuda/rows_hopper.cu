@@ -49,10 +49,11 @@ Work work(const Product& p, int channels, int step = kInputs) {
 }
 
 // How many blocks share a tile's inputs: as many as fit on the card at once, which holds `held` on
-// each multiprocessor.
-int split_of(const Work& w, int held) {
+// each multiprocessor, if each has `least` steps.
+int split_of(const Work& w, int held, int least = 2) {
   int blocks = 1;
-  while (blocks < 8 && w.tiles * blocks * 2 <= held * multiprocessors() && w.steps >= blocks * 4)
+  while (blocks < 8 && w.tiles * blocks * 2 <= held * multiprocessors() &&
+         w.steps >= blocks * 2 * least)
     blocks *= 2;
   return blocks;
 }
@@ -71,6 +72,13 @@ void run_split(const Product& p, cudaStream_t stream) {
   using S = Shape<T, F, R, G>;
   const Work w = work(p, S::kChannels, S::kStep);
   run<S, H>(p, R > 64 && H == 1 ? split_of_many(w) : split_of(w, H), stream);
+}
+
+// Small tiles, so that all multiprocessors end at about the same time.
+template <class T, Format F>
+void up_to_16(const Product& p, cudaStream_t stream) {
+  using S = Shape<T, F, kFewHopperRows, 1>;
+  run<S, 6>(p, split_of(work(p, S::kChannels, S::kStep), 3, S::kAsHeld ? 8 : 4), stream);
 }
 
 // Wider tiles or more blocks on a multiprocessor where those of the others would come in two
@@ -101,10 +109,9 @@ void up_to_128(const Product& p, cudaStream_t stream) {
 
 template <class T, Format F>
 void of_rows(const Product& p, cudaStream_t stream) {
-  if (F == Format::kPlain || p.rows <= kFewHopperRows) return run_split<T, F, 16, 2, 3>(p, stream);
-  if constexpr (F == Format::kPlain)
-    return;
-  else if (p.rows <= 64)
+  if (F == Format::kPlain || p.rows <= kFewHopperRows) return up_to_16<T, F>(p, stream);
+  if constexpr (F == Format::kPlain) return;
+  if (p.rows <= 64)
     up_to_64<T, F>(p, stream);
   else if (p.rows <= 128)
     up_to_128<T, F>(p, stream);
@@ -128,8 +135,28 @@ void of_format(Format format, const Product& p, cudaStream_t stream) {
 
 }  // namespace
 
-bool rows_hopper_suits(int64_t rows, int64_t in, int64_t out) {
-  return is_sm90() && rows >= kLeastHopperRows && rows <= (in > out ? 128 : 64);
+namespace {
+// Up to 16 rows, against linear.cu (benchmarks/gpu/NOTES.md).
+bool few_suit(Format format, int64_t rows, int64_t numbers) {
+  constexpr int64_t kSmall = 4 << 20, kMedium = 12 << 20;  // numbers of a weight
+  switch (format) {
+    case Format::kPlain:
+      return rows > 8 || numbers >= kSmall;
+    case Format::kInt8:
+      return numbers >= (rows > 8 ? kSmall : kMedium);
+    case Format::kInt4:
+      return rows > 8 && numbers >= kSmall;
+    default:
+      return true;
+  }
+}
+}  // namespace
+
+bool rows_hopper_suits(Format format, int64_t rows, int64_t in, int64_t out) {
+  if (!is_sm90() || rows < 3) return false;
+  if (rows <= kFewHopperRows) return few_suit(format, rows, in * out);
+  if (format == Format::kE4M3) return rows <= (in > out ? 128 : 64);
+  return format != Format::kPlain;
 }
 
 void rows_hopper(Type type, Format format, const Product& p, cudaStream_t stream) {
