@@ -109,9 +109,9 @@ void up_to_128(const Product& p, cudaStream_t stream) {
 
 template <class T, Format F>
 void of_rows(const Product& p, cudaStream_t stream) {
-  if (F == Format::kPlain || p.rows <= kFewHopperRows) return up_to_16<T, F>(p, stream);
-  if constexpr (F == Format::kPlain) return;
-  if (p.rows <= 64)
+  if (p.rows <= kFewHopperRows)
+    up_to_16<T, F>(p, stream);
+  else if (p.rows <= 64)
     up_to_64<T, F>(p, stream);
   else if (p.rows <= 128)
     up_to_128<T, F>(p, stream);
@@ -123,7 +123,7 @@ template <class T>
 void of_format(Format format, const Product& p, cudaStream_t stream) {
   switch (format) {
     case Format::kPlain:
-      return of_rows<T, Format::kPlain>(p, stream);
+      return up_to_16<T, Format::kPlain>(p, stream);
     case Format::kInt8:
       return of_rows<T, Format::kInt8>(p, stream);
     case Format::kInt4:
@@ -133,9 +133,6 @@ void of_format(Format format, const Product& p, cudaStream_t stream) {
   }
 }
 
-}  // namespace
-
-namespace {
 // Up to 16 rows, against linear.cu (benchmarks/gpu/NOTES.md).
 bool few_suit(Format format, int64_t rows, int64_t numbers) {
   constexpr int64_t kSmall = 4 << 20, kMedium = 12 << 20;  // numbers of a weight
