@@ -84,9 +84,10 @@ __global__ void __launch_bounds__(P::kThreads, 2) fused_kernel(const Arguments p
   }
 }
 
-// `most`: blocks for each multiprocessor, which then take several tiles each.
+// `most`: blocks for each multiprocessor, which then take several tiles each. `aside`: bytes of
+// shared memory that a block takes and does not use, so that fewer others fit beside it.
 template <Format F, class P>
-void run(const FusedProduct& p, int most, cudaStream_t stream) {
+void run(const FusedProduct& p, int most, size_t aside, cudaStream_t stream) {
   const int64_t each = P::kR / (P::kGated ? 2 : 1) * 8, out = P::kGated ? p.out / 2 : p.out;
   const int64_t tiles = (out + each - 1) / each;
   const Arguments a{static_cast<const BF16*>(p.x),
@@ -102,7 +103,8 @@ void run(const FusedProduct& p, int most, cudaStream_t stream) {
                     static_cast<int>(p.in),
                     static_cast<int>(p.out),
                     static_cast<int>(tiles)};
-  const size_t shared = Stream<F, P>::shared_bytes(a.rows, a.in);
+  const size_t used = Stream<F, P>::shared_bytes(a.rows, a.in);
+  const size_t shared = std::min(used + aside, size_t(most_shared()));
   check(cudaFuncSetAttribute(fused_kernel<F, P>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              most_shared()),
         "asking for shared memory");
@@ -116,20 +118,48 @@ bool fits(const FusedProduct& p) {
          size_t(most_shared());
 }
 
-// Measured for the shapes of Qwen2 on an H100 (benchmarks/gpu/NOTES.md): one block on a
-// multiprocessor that looks far ahead, or two that do not.
-template <Format F, bool Gated>
-void choose(const FusedProduct& p, cudaStream_t stream) {
-  constexpr int kW = F == Format::kInt4 ? 14 : 16;  // 3584 inputs are 28 steps of int4
-  using Far = Plan<kW, 2, F == Format::kPlain ? 8 : 6, Gated>;
-  const bool is_long = F == Format::kPlain ? !Gated || p.in >= 1024 : !Gated && p.in > p.out;
-  if (F != Format::kInt4 && is_long && fits<F, Far>(p)) return run<F, Far>(p, 1, stream);
-  run<F, Plan<kW, 2, Gated && F != Format::kInt4 ? 4 : 3, Gated>>(p, 2, stream);
+// False, and nothing done, where a block of that plan has not enough shared memory.
+template <Format F, class P>
+bool ran(const FusedProduct& p, int most, size_t aside, cudaStream_t stream) {
+  const bool does = fits<F, P>(p);
+  if (does) run<F, P>(p, most, aside, stream);
+  return does;
+}
+
+// The plans below were measured for the shapes of Qwen2 on an H100 (benchmarks/gpu/NOTES.md). How
+// far a block looks ahead also decides which of the next kernels' blocks fit beside it. Those of
+// attention should, which follow the QKV product's; those that read weights should not yet, as
+// attention's few loads wait behind theirs.
+template <Format F>
+void choose_gated(const FusedProduct& p, cudaStream_t stream) {
+  constexpr bool kPlain = F == Format::kPlain;
+  if (kPlain && p.in >= 1024 && ran<F, Plan<16, 2, 10, true>>(p, 1, 0, stream)) return;
+  run<F, Plan<16, 2, kPlain ? 4 : 3, true>>(p, 2, 0, stream);
+}
+
+template <Format F>
+void choose_plain(const FusedProduct& p, cudaStream_t stream) {
+  constexpr bool kPlain = F == Format::kPlain;
+  constexpr size_t kAside = 32 << 10;
+  using Near = Plan<16, 2, 6, false>;
+  using Far = Plan<16, 2, kPlain ? 8 : 6, false>;
+  const bool is_first = p.norm, is_down = !p.norm && p.in > p.out;
+  if (is_first  ? ran<F, Near>(p, kPlain ? 2 : 1, 0, stream)
+      : is_down ? ran<F, Far>(p, 1, 0, stream)
+                : ran<F, Near>(p, 1, kAside, stream))
+    return;
+  run<F, Plan<16, 2, 3, false>>(p, 2, 0, stream);
 }
 
 template <Format F>
 void choose(const FusedProduct& p, cudaStream_t stream) {
-  (p.gated ? choose<F, true> : choose<F, false>)(p, stream);
+  if constexpr (F == Format::kInt4) {
+    constexpr int kWarps = 14;  // 3584 inputs are 28 steps
+    return p.gated ? run<F, Plan<kWarps, 2, 3, true>>(p, 2, 0, stream)
+                   : run<F, Plan<kWarps, 2, 3, false>>(p, 2, 0, stream);
+  } else {
+    return p.gated ? choose_gated<F>(p, stream) : choose_plain<F>(p, stream);
+  }
 }
 
 }  // namespace
