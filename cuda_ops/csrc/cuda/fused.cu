@@ -84,12 +84,19 @@ __global__ void __launch_bounds__(P::kThreads, 2) fused_kernel(const Arguments p
   }
 }
 
-// `most`: blocks for each multiprocessor, which then take several tiles each. `aside`: bytes of
-// shared memory that a block takes and does not use, so that fewer others fit beside it.
+// How a product's blocks are laid out.
+struct Placing {
+  int most;      // blocks for each multiprocessor at the most
+  bool is_even;  // fewer, if then all of them have equally many tiles
+  size_t aside;  // bytes of shared memory taken and not used, so that fewer others fit beside
+};
+
 template <Format F, class P>
-void run(const FusedProduct& p, int most, size_t aside, cudaStream_t stream) {
+void run(const FusedProduct& p, const Placing& placing, cudaStream_t stream) {
   const int64_t each = P::kR / (P::kGated ? 2 : 1) * 8, out = P::kGated ? p.out / 2 : p.out;
-  const int64_t tiles = (out + each - 1) / each;
+  const int64_t tiles = (out + each - 1) / each, most = placing.most * multiprocessors();
+  const int64_t rounds = (tiles + most - 1) / most;
+  const int64_t blocks = placing.is_even ? (tiles + rounds - 1) / rounds : std::min(tiles, most);
   const Arguments a{static_cast<const BF16*>(p.x),
                     static_cast<const BF16*>(p.residual),
                     static_cast<const BF16*>(p.norm),
@@ -104,11 +111,10 @@ void run(const FusedProduct& p, int most, size_t aside, cudaStream_t stream) {
                     static_cast<int>(p.out),
                     static_cast<int>(tiles)};
   const size_t used = Stream<F, P>::shared_bytes(a.rows, a.in);
-  const size_t shared = std::min(used + aside, size_t(most_shared()));
+  const size_t shared = std::min(used + placing.aside, size_t(most_shared()));
   check(cudaFuncSetAttribute(fused_kernel<F, P>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              most_shared()),
         "asking for shared memory");
-  const int64_t blocks = std::min<int64_t>(tiles, most * multiprocessors());
   launch(fused_kernel<F, P>, dim3(blocks), P::kThreads, shared, stream, a);
 }
 
@@ -120,9 +126,9 @@ bool fits(const FusedProduct& p) {
 
 // False, and nothing done, where a block of that plan has not enough shared memory.
 template <Format F, class P>
-bool ran(const FusedProduct& p, int most, size_t aside, cudaStream_t stream) {
+bool ran(const FusedProduct& p, const Placing& placing, cudaStream_t stream) {
   const bool does = fits<F, P>(p);
-  if (does) run<F, P>(p, most, aside, stream);
+  if (does) run<F, P>(p, placing, stream);
   return does;
 }
 
@@ -130,36 +136,37 @@ bool ran(const FusedProduct& p, int most, size_t aside, cudaStream_t stream) {
 // far a block looks ahead also decides which of the next kernels' blocks fit beside it. Those of
 // attention should, which follow the QKV product's; those that read weights should not yet, as
 // attention's few loads wait behind theirs.
-template <Format F>
-void choose_gated(const FusedProduct& p, cudaStream_t stream) {
-  constexpr bool kPlain = F == Format::kPlain;
-  if (kPlain && p.in >= 1024 && ran<F, Plan<16, 2, 10, true>>(p, 1, 0, stream)) return;
-  run<F, Plan<16, 2, kPlain ? 4 : 3, true>>(p, 2, 0, stream);
-}
+constexpr int kWarps = 16, kInt4Warps = 14;  // 3584 inputs are 28 steps of int4
+constexpr size_t kKilo = 1024;
 
 template <Format F>
+void choose_gated(const FusedProduct& p, cudaStream_t stream) {
+  if constexpr (F == Format::kInt4) {
+    run<F, Plan<kInt4Warps, 2, 2, true>>(p, {2, true, 0}, stream);
+  } else if constexpr (F == Format::kPlain) {
+    if (p.in >= 2048 && ran<F, Plan<kWarps, 2, 8, true>>(p, {1, false, 0}, stream)) return;
+    if (p.in >= 1024 && ran<F, Plan<kWarps, 2, 6, true>>(p, {2, false, 0}, stream)) return;
+    run<F, Plan<kWarps, 2, 4, true>>(p, {2, false, 0}, stream);
+  } else {
+    if (p.in >= 2048 && ran<F, Plan<kWarps, 2, 5, true>>(p, {1, false, 32 * kKilo}, stream)) return;
+    run<F, Plan<kWarps, 2, 3, true>>(p, {2, false, 0}, stream);
+  }
+}
+
+// QKV, the output of attention, down.
+template <Format F>
 void choose_plain(const FusedProduct& p, cudaStream_t stream) {
-  constexpr bool kPlain = F == Format::kPlain;
-  constexpr size_t kAside = 32 << 10;
-  using Near = Plan<16, 2, 6, false>;
-  using Far = Plan<16, 2, kPlain ? 8 : 6, false>;
-  const bool is_first = p.norm, is_down = !p.norm && p.in > p.out;
-  if (is_first  ? ran<F, Near>(p, kPlain ? 2 : 1, 0, stream)
-      : is_down ? ran<F, Far>(p, 1, 0, stream)
-                : ran<F, Near>(p, 1, kAside, stream))
-    return;
-  run<F, Plan<16, 2, 3, false>>(p, 2, 0, stream);
+  constexpr bool kPlain = F == Format::kPlain, kInt4 = F == Format::kInt4;
+  const Placing first{2, !kPlain, 0}, output{1, false, (kInt4 ? 96 : 32) * kKilo};
+  const Placing down = kInt4 ? Placing{2, false, 0} : Placing{1, true, 32 * kKilo};
+  const Placing& placing = p.norm ? first : p.in > p.out ? down : output;
+  if (!ran<F, Plan<kInt4 ? kInt4Warps : kWarps, 2, kInt4 ? 3 : 6, false>>(p, placing, stream))
+    run<F, Plan<kWarps, 2, 3, false>>(p, {2, false, 0}, stream);
 }
 
 template <Format F>
 void choose(const FusedProduct& p, cudaStream_t stream) {
-  if constexpr (F == Format::kInt4) {
-    constexpr int kWarps = 14;  // 3584 inputs are 28 steps
-    return p.gated ? run<F, Plan<kWarps, 2, 3, true>>(p, 2, 0, stream)
-                   : run<F, Plan<kWarps, 2, 3, false>>(p, 2, 0, stream);
-  } else {
-    return p.gated ? choose_gated<F>(p, stream) : choose_plain<F>(p, stream);
-  }
+  (p.gated ? choose_gated<F> : choose_plain<F>)(p, stream);
 }
 
 }  // namespace

@@ -112,13 +112,9 @@ void multiply_rounded(const Operands& o, const Rounded& x, void* y, Spaces& spac
   }
 }
 
-// Without a norm some products are faster by linear.cu, which makes no inputs in shared memory
-// (benchmarks/gpu/NOTES.md).
-bool faster_alone(const Operands& o) { return o.format == Format::kInt4 && o.in <= o.out; }
-
 void multiply(const Operands& o, const void* x, void* y, Spaces& spaces) {
   const Workspace workspace = std::ref(spaces);
-  if (!faster_alone(o) && fused_knows(o.type, o.format, o.rows, o.in, o.out)) {
+  if (fused_knows(o.type, o.format, o.rows, o.in, o.out)) {
     fused_product(o.format, fused(o, x, y), o.stream);
   } else if (o.format == Format::kE4M3) {
     const Rounded to = rounded_inputs(o, false, spaces);
