@@ -10,17 +10,15 @@ of an answer, with the files in the system's cache. The first of each is not cou
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+
+from benchmarks.gpu.start import first_byte, write_checkpoint
 
 ROUNDS = 9
 NEW = 128
@@ -74,29 +72,9 @@ def compare(checkpoint: Path, scheme: str, output: Path, prompt: int, label: str
 def startup(checkpoint: Path, scheme: str, output: Path, rounds: int, label: str) -> None:
     """Start-up of both, by turns."""
     commands = ["--model", str(checkpoint), "--quant", scheme], ["--model", str(output)]
-    starts = [[process(command) for command in commands] for _ in range(rounds + 1)]
+    starts = [[first_byte(command) for command in commands] for _ in range(rounds + 1)]
     for way, seconds in zip(WAYS, zip(*starts[1:], strict=True), strict=True):
         print(f"{label} {way}: start-up {median(seconds):.2f} s", flush=True)
-
-
-def write_checkpoint(folder: Path, name: str) -> None:
-    """Random weights, as ``qinfer bench --config`` draws them, in a file."""
-    from qinfer.core.checkpoint.random_checkpoint import write_folder
-    from qinfer.core.checkpoint.write import Pending, write_tensors
-    from qinfer.core.loading import prepare
-    from qinfer.core.published import find
-    from qinfer.core.session import select
-    from qinfer.core.types import RunConfig
-
-    folder.mkdir(parents=True)
-    write_folder(folder, find(name).config)
-    run = RunConfig(model=str(folder), device="gpu", random_weights=True)
-    files = prepare(run, select(run), folder).checkpoint
-    tensors = [
-        Pending(name=name, shape=files.shape(name), make=partial(files.read, name))
-        for name in files.names()
-    ]
-    write_tensors(folder / "model.safetensors", tensors)
 
 
 def steps(
@@ -152,19 +130,6 @@ def replay(llm: Any) -> float:
         graph.replay()
     runner.card.wait()
     return (time.perf_counter() - begin) / 50
-
-
-def process(model: Sequence[str]) -> float:
-    """Seconds from a command to its first byte."""
-    words = ["run", *model, "--device", "gpu", "--max-tokens", "4", "--temperature", "0", "Hello"]
-    command = [sys.executable, "-c", "from qinfer.core.cli import main; main()", *words]
-    begin = time.perf_counter()
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
-    ) as started:
-        assert started.stdout
-        started.stdout.read(1)
-        return time.perf_counter() - begin
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
 python -m benchmarks.gpu.table qwen2-0.5b:none qwen2-7b:fp8 --out table.json
 
+Both the lines and the file say what is measured on which card, and grow model by model: a run that
+is cut short has given what it had.
+
 A row: milliseconds of a decoding step for 1 sequence after 1,024 tokens, for 8 and 64 after 512,
 then of a prompt of 1,024 and of 8,192 tokens, then output tokens a second of 256 requests of 512
 tokens with 256 answered, through the engine, the first and the second time.
@@ -16,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.decode import BANDWIDTH, decode, prefill
+from benchmarks.gpu.machine import describe
 from benchmarks.gpu.runner import BLOCK, Opened, open_runner
 from benchmarks.gpu.throughput import engine_of, measure
 
@@ -54,7 +58,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("case", nargs="+", help="MODEL:SCHEME")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--commit", help="that is measured, where git does not know")
     options = parser.parse_args()
+    machine = describe(options.commit)
+    print(machine, flush=True)
     rows: dict[str, Any] = {}
     for case in options.case:
         name, quant = case.split(":")
@@ -63,11 +70,10 @@ def main() -> None:
         rows[case] = row(opened)
         print(line(case, rows[case]), flush=True)
         opened.runner.close()
-        device = opened.device
         del opened
         gc.collect()
         if options.out:
-            options.out.write_text(json.dumps({"device": device, "rows": rows}, indent=1))
+            options.out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":

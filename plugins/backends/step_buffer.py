@@ -128,9 +128,21 @@ class StepBuffer:
                 given = getattr(sampling, name)
                 side[name][: len(given)] = given
                 side[name][len(given) :] = 0  # the likeliest
-        self.card.copy(self.on_card.data_ptr(), memory.ctypes.data, memory.nbytes)
+        self.card.copy(self.on_card.data_ptr(), memory.ctypes.data, self._filled(batch))
         if before is not None:
             before.copy(self.card, self.tensors.token_ids)
+
+    def _filled(self, batch: StepInput | None) -> int:
+        """Bytes up to the end of the last block table, as tables lie last; what is beyond, no
+        sequence of this step reads.
+        """
+        size: int = self.on_card.shape[0]
+        if batch is None or not batch.block_tables.size:
+            return size
+        tables = self.sides[0]["block_tables"]
+        rows, width = batch.block_tables.shape
+        unused: int = tables.size - (rows - 1) * tables.shape[1] - width
+        return size - unused * tables.itemsize // ALIGNED * ALIGNED
 
     def _fill(self, side: dict[str, NDArray[Any]], batch: StepInput | None) -> None:
         tokens, rows = (0, 0) if batch is None else (len(batch.token_ids), len(batch.seq_lens))

@@ -6,7 +6,7 @@ import pytest
 
 from gpu.test_experts import coarse
 from gpu.test_fused import layer_of
-from gpu.tools import ROUNDING, back, card, error, rounded
+from gpu.tools import DTYPES, ROUNDING, back, card, error, rounded
 from ops.reference64 import held_by_cache, rms_norm
 from qinfer.cuda_ops import ops
 
@@ -42,11 +42,23 @@ def test_gates(format_, rng):
     assert error(back(got), gate / (1 + np.exp(-gate)) * up) < (4e-2 if format_ == "e4m3" else 2e-2)
 
 
-@pytest.mark.parametrize("rows", [17, 40, 64, 100, 128, 190, 300])
+SOME = ((80, 8432), (2048, 1000), (9216, 144), (192, 38000), (1600, 8000))
+"""Clusters of one to eight blocks share the inputs of a channel; tiles of 64 to 320 channels."""
+
+
+@pytest.mark.parametrize("rows", [3, 8, 16])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_few_rows(rows, dtype, rng):
+    for width, out in SOME:
+        x, weight = (rounded(rng.normal(size=(n, width)), dtype) for n in (rows, out))
+        got = back(ops.linear(card(x), ops.arrange(card(weight), dtype), None, dtype, out))
+        assert error(got, x.astype(np.float64) @ weight.T.astype(np.float64)) < ROUNDING[dtype]
+
+
+@pytest.mark.parametrize("rows", [3, 16, 17, 40, 64, 100, 128, 190, 300])
 @pytest.mark.parametrize("held", ["int8", "float8_e4m3fn"])
 def test_some_rows(rows, held, rng):
-    """Clusters of one to eight blocks share the inputs of a channel."""
-    for width, out in ((80, 8432), (2048, 1000), (9216, 144)):
+    for width, out in SOME:
         x = rounded(rng.normal(size=(rows, width)), "bfloat16")
         codes = rng.integers(-100, 100, (out, width), dtype=np.int8)
         weight = codes.astype(getattr(ml_dtypes, held, held))
@@ -58,6 +70,17 @@ def test_some_rows(rows, held, rng):
             seen = held_by_cache(x.astype(np.float32), held).astype(np.float64)
         expected = seen @ weight.astype(np.float64).T * scale
         assert error(got, expected) < ROUNDING["bfloat16"]
+
+
+@pytest.mark.parametrize("rows", [3, 16, 17, 64, 100, 300])
+def test_some_rows_of_int4(rows, rng):
+    for width, out in SOME[1:]:
+        x = rounded(rng.normal(size=(rows, width)), "bfloat16")
+        codes = rng.integers(-8, 8, (out, width), dtype=np.int8)
+        scale = rng.uniform(1e-2, 1e-1, (out, width // 64)).astype(np.float32)
+        got = back(ops.linear_int4(card(x), *ops.arrange_int4(card(codes), card(scale)), None, out))
+        whole = codes * np.repeat(scale.astype(np.float64), 64, axis=1)
+        assert error(got, x.astype(np.float64) @ whole.T) < ROUNDING["bfloat16"]
 
 
 @pytest.mark.parametrize("rows", [17, 300, ROWS])

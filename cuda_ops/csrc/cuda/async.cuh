@@ -6,10 +6,6 @@
 
 namespace qinfer::cuda {
 
-__device__ __forceinline__ uint32_t shared_address(const void* at) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(at));
-}
-
 // Sixteen bytes past the first-level cache, or zeros.
 __device__ __forceinline__ void copy16(void* to, const void* from, bool inside) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),

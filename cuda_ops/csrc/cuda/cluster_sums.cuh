@@ -1,6 +1,7 @@
 // Products whose inputs are shared out among the blocks of a cluster: each keeps its sums in shared
 // memory, as [row][channel], and then puts those of all together for some of them.
 #pragma once
+#include "cluster.cuh"
 #include "hopper.cuh"
 
 namespace qinfer::cuda {
@@ -14,18 +15,12 @@ struct Outputs {
 
 #ifdef QINFER_HOPPER
 
-__device__ __forceinline__ void cluster_sync() {
-  asm volatile("barrier.cluster.arrive;\nbarrier.cluster.wait;" ::: "memory");
-}
-
 // Four numbers at the same place of another block of the cluster.
 __device__ __forceinline__ float4 read_from(const float* at, int block) {
-  uint32_t there;
   float4 v;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(at)), "r"(block));
   asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
                : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-               : "r"(there));
+               : "r"(place_at(at, block)));
   return v;
 }
 

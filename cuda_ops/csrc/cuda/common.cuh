@@ -69,6 +69,18 @@ __device__ __forceinline__ float warp_max(float x) {
   return x;
 }
 
+// 2^x, with an error of two last places or so; 0 where it is too small for a normal number.
+__device__ __forceinline__ float power2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// An address of shared memory as instructions take it.
+__device__ __forceinline__ uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
 // Programmatic dependent launch. Every kernel of a step calls both: a kernel may then be brought
 // onto the card while the one before it still runs, and reads nothing of that one's before
 // wait_for_previous returns. Weights may be read earlier, as no kernel of a step writes them.

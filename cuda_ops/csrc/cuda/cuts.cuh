@@ -100,18 +100,6 @@ __device__ inline Cut find(const Row& row, Bins& bins, unsigned long long target
   return {prefix, each ? unsigned(target / each) + 1 : 1u};
 }
 
-__device__ __forceinline__ unsigned long long block_sum(unsigned long long x) {
-  __shared__ unsigned long long found[kWarps];
-#pragma unroll
-  for (int d = 16; d; d /= 2) x += __shfl_xor_sync(0xffffffffu, x, d);
-  if (threadIdx.x % 32 == 0) found[threadIdx.x / 32] = x;
-  __syncthreads();
-  x = 0;
-  for (int i = 0; i < kWarps; ++i) x += found[i];
-  __syncthreads();
-  return x;
-}
-
 // The mass of the tokens up to a cut.
 __device__ inline unsigned long long mass_until(const Row& row, Cut cut) {
   unsigned long long sum = 0;

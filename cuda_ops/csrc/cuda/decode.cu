@@ -6,8 +6,8 @@
 // clusters work on one sequence only where it is long, and the last of them puts theirs together.
 #include <algorithm>
 
-#include "cluster.cuh"
 #include "decode_attend.cuh"
+#include "decode_merge.cuh"
 
 namespace qinfer::cuda {
 namespace {
@@ -22,70 +22,66 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(const Arguments a) {
   extern __shared__ __align__(16) uint8_t memory[];
   let_next_start();
   auto& s = *reinterpret_cast<Shared<T, F, D>*>(memory);
-  Attend<T, F, D> attend(a, s);
+  Token<T, F, D> token(a, s);
+  Attend<T, F, D> attend(token);
   const Decode& p = a.d;
-  const int token = attend.token, group = attend.group;
   const int rank = cluster_rank(), size = cluster_size(), cluster = blockIdx.x / size;
-  attend.length = p.lengths[token];
-  attend.begin = attend.first_visible() / kKeys * kKeys;
-  const int turns = (attend.length - attend.begin + kKeys - 1) / kKeys;  // of all warps together
-  const int each = size * kWarps * kTurns;
+  const int turns = attend.turns, each = size * kWarps * kTurns;
   const int used = turns <= size * kWarps * kAlone ? 1 : min((turns + each - 1) / each, a.chunks);
   if (cluster >= used) return;
+  cluster_arrive();  // others may write to this block's memory from now on
   attend.workers = used * size * kWarps;
   attend.worker = (cluster * size + rank) * kWarps + attend.warp;
   const int mine = (turns - attend.worker + attend.workers - 1) / attend.workers;
+  int places[kStages];
+#pragma unroll
+  for (int turn = 0; turn < kStages; ++turn) places[turn] = turn < mine ? attend.place(turn) : -1;
+  token.know();
   // Blocks of other sequences may hold what a neighbour in this step writes: a shared prefix.
   if (p.sequences > 1) wait_for_previous();
 #pragma unroll
   for (int turn = 0; turn < kStages; ++turn) {
-    if (turn < mine) attend.load(turn);
+    if (turn < mine) attend.load(turn, places[turn]);
     commit();
   }
-  const bool has_newest = (turns - 1) % attend.workers == attend.worker && attend.length > 0;
-  const auto known = attend.known();
+  const bool has_newest = (turns - 1) % attend.workers == attend.worker && token.length > 0;
   if (p.sequences == 1) wait_for_previous();
-  auto fetched = attend.fetch(has_newest);
-  attend.queries(fetched, known);
+  auto fetched = token.fetch(has_newest);
+  token.queries(fetched);
+  __syncthreads();
+  attend.take_queries();
   for (int turn = 0; turn < mine; ++turn) {
+    const int following = turn + kStages < mine ? attend.place(turn + kStages) : -1;
     wait_for_copies<kStages - 1>();
     __syncwarp();
-    if (has_newest && turn == mine - 1) attend.newest(fetched, known, turn);
+    if (has_newest && turn == mine - 1)
+      token.newest(fetched, turn % kStages, (token.length - 1 - attend.begin) % kKeys);
     attend.look(turn);
     __syncwarp();
-    if (turn + kStages < mine) attend.load(turn + kStages);
+    if (turn + kStages < mine) attend.load(turn + kStages, following);
     commit();
   }
   wait_for_copies<0>();
   __syncthreads();
   attend.share(s.parts[attend.warp]);
   __syncthreads();
-  for (int i = threadIdx.x; i < group * D; i += kThreads) {
-    const int h = i / D, d = i % D;
-    const float3 all =
-        merged<D, kWarps>(d, kWarps, [&](int n, int k) { return s.parts[n][h * (D + 2) + k]; });
-    s.sums[h][d] = all.x;
-    if (d == 0) s.most[h] = all.y, s.total[h] = all.z;
-  }
-  cluster_sync();
-  T* out = static_cast<T*>(p.out) + (int64_t(token) * a.heads + attend.first_head) * D;
-  const int64_t pair = int64_t(token) * gridDim.y + blockIdx.y;
-  float* scratch = p.scratch + pair * a.chunks * Shared<T, F, D>::kWhole;
-  for (int i = rank * kThreads + threadIdx.x; i < group * D; i += size * kThreads) {
-    const int h = i / D, d = i % D;
-    const float3 all = merged<D, kMostCluster>(d, size, [&](int n, int k) {
-      return remote(k < D ? &s.sums[h][k] : k == D ? &s.most[h] : &s.total[h], n);
+  const Merge<T, F, D> merge{s, token.group, size, rank};
+  cluster_wait();
+  merge.spread();
+  cluster_arrive();
+  cluster_wait();
+  T* out = static_cast<T*>(p.out) + (int64_t(blockIdx.z) * a.heads + token.first_head) * D;
+  if (used == 1)
+    return merge.gather([&](int h, int d, float4 sum, float, float total) {
+      merge.write(out + h * D + d, sum, total);
     });
-    if (used == 1) {
-      out[i] = T(all.z > 0 ? all.x / all.z : 0.0f);
-      continue;
-    }
-    float* to = scratch + cluster * Shared<T, F, D>::kWhole + h * (D + 2);
-    to[d] = all.x;
-    if (d == 0) to[D] = all.y, to[D + 1] = all.z;
-  }
-  cluster_sync();
-  if (used == 1) return;
+  const int64_t pair = int64_t(blockIdx.z) * gridDim.y + blockIdx.y;
+  float* scratch = p.scratch + pair * a.chunks * merge.kScratch;
+  merge.gather([&](int h, int d, float4 sum, float top, float total) {
+    float* to = scratch + cluster * merge.kScratch + h * (D + 2);
+    to[d] = sum.x, to[d + 1] = sum.y, to[d + 2] = sum.z, to[d + 3] = sum.w;
+    if (d == 0) to[D] = top, to[D + 1] = total;
+  });
   __shared__ bool is_last;
   __threadfence();
   __syncthreads();
@@ -93,12 +89,7 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(const Arguments a) {
   __syncthreads();
   if (!is_last) return;
   __threadfence();
-  for (int i = threadIdx.x; i < group * D; i += kThreads) {
-    const volatile float* from = scratch + i / D * (D + 2);
-    const float3 all = merged<D, kMostChunks>(
-        i % D, used, [&](int n, int k) { return from[n * Shared<T, F, D>::kWhole + k]; });
-    out[i] = T(all.z > 0 ? all.x / all.z : 0.0f);
-  }
+  merge.gather_clusters(scratch, used, out);
   if (threadIdx.x == 0) arrived[pair] = 0;
 }
 

@@ -14,12 +14,6 @@ constexpr int kTurns = 2;        // then, as putting their parts together costs 
 constexpr int kMostCluster = 8;  // what every card can place
 constexpr int kMostChunks = 8;   // clusters for a sequence
 
-__device__ __forceinline__ float power2(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
 struct Arguments {
   Decode d;
   int heads, kv_heads, width, block_size, groups, chunks;
@@ -40,45 +34,31 @@ struct Rows {
   }
 };
 
+// A warp's part of the answer: of each head the weighted sum of values, the largest score and the
+// sum of weights.
+template <int D>
+struct Part {
+  float sums[kHeads][D + 8];  // so many that a warp's stores meet in no bank
+  float most[kHeads], total[kHeads];
+};
+
 template <class T, Format F, int D>
 struct Shared {
   using Raw = Rows<D * Stored<T, F>::kBytes>;
-  static constexpr int kWhole = kHeads * (D + 2);  // numbers of a warp's part
   union {
     struct {
       uint4 keys[kWarps][kStages][kKeys * Raw::kChunks];
       uint4 values[kWarps][kStages][kKeys * Raw::kChunks];
     };
-    float parts[kWarps][kWhole];  // afterwards
+    Part<D> parts[kWarps];  // afterwards
   };
   alignas(16)
       T wide[F == Format::kPlain ? 1 : kWarps][F == Format::kPlain ? 8 : kKeys * D];  // values as T
   float scales[kWarps][kStages][2][kKeys];
   alignas(16) T queries[kHeads][D];
-  float sums[kHeads][D], most[kHeads], total[kHeads];  // of this block
+  float4
+      sums[kHeads * D / 4 + kMostCluster];  // what the cluster's blocks put here: this one's share
+  float2 most_total[kMostCluster][kHeads];  // of all heads
 };
-
-// The sum of up to Most parts' numbers: read(part, d) is number d of a part, its largest score if d
-// is D, its total if D + 1. Gives sum, largest score and total.
-template <int D, int Most, class Read>
-__device__ __forceinline__ float3 merged(int d, int count, Read read) {
-  float most[Most], numbers[Most], totals[Most];
-#pragma unroll
-  for (int n = 0; n < Most; ++n) {
-    const bool is_there = n < count;
-    most[n] = is_there ? read(n, D) : -1e30f;
-    numbers[n] = is_there ? read(n, d) : 0.0f;
-    totals[n] = is_there ? read(n, D + 1) : 0.0f;
-  }
-  float top = most[0], sum = 0, total = 0;
-#pragma unroll
-  for (int n = 1; n < Most; ++n) top = fmaxf(top, most[n]);
-#pragma unroll
-  for (int n = 0; n < Most; ++n) {
-    const float factor = power2(most[n] - top);
-    sum += factor * numbers[n], total += factor * totals[n];
-  }
-  return {sum, top, total};
-}
 
 }  // namespace qinfer::cuda::decoding

@@ -13,43 +13,43 @@ namespace {
 
 __device__ __forceinline__ float silu(float x) { return x / (1.0f + __expf(-x)); }
 
-// Number threadIdx.x of a tile: channel i % 8, row i / 8 % 8 of part i / 64, or pair of parts.
+// Number threadIdx.x of a tile's results: its channel and row.
 template <Format F, class P>
 struct Output {
   static constexpr int kParts = P::kGated ? 2 : 1;
-  static constexpr int kCount = P::kR / kParts * 64;
+  static constexpr int kChannels = P::kR / kParts * 8;
   const Stream<F, P>& f;
   const Arguments& p;
-  const int channel = threadIdx.x % 8, row = threadIdx.x / 8 % 8, part = threadIdx.x / 64 * kParts;
+  const int channel = threadIdx.x % kChannels, row = threadIdx.x / kChannels;
+  const int part = channel / 8 * kParts;
   const bool is_mine;
   float scale[kParts], bias[kParts];
   float2 correction;
 
   __device__ explicit Output(const Stream<F, P>& stream)
-      : f(stream), p(stream.p), is_mine(threadIdx.x < kCount && row < p.rows) {}
+      : f(stream), p(stream.p), is_mine(row < p.rows) {}
 
   // What a tile's results need besides, long before they are there.
   __device__ __forceinline__ void before(int tile) {
     if (!is_mine) return;
 #pragma unroll
     for (int k = 0; k < kParts; ++k) {
-      const int at = f.clamped(f.channels(tile, part + k) + channel);
-      scale[k] = p.scale ? p.scale[at] : 1.0f;
+      const int at = f.clamped(f.channels(tile, part + k) + channel % 8);
+      scale[k] = F != Format::kInt4 && p.scale ? p.scale[at] : 1.0f;
       bias[k] = p.bias ? number(p.bias[at]) : 0.0f;
     }
   }
 
   __device__ __forceinline__ void write(int tile, const float* sums) const {
-    const int out = P::kGated ? p.out / 2 : p.out, to = f.channels(tile, part) + channel;
+    const int out = P::kGated ? p.out / 2 : p.out, to = f.channels(tile, part) + channel % 8;
     if (!is_mine || to >= out) return;
     float y[kParts];
 #pragma unroll
     for (int k = 0; k < kParts; ++k) {
-      const int r = part + k;
-      const float* at = sums + (r / 2 * 4 + r % 2 * 2 + row % 2) * 32 + channel * 4 + row / 2;
+      const float* at = sums + ((part + k) * 8 + channel % 8) * kFewRows + row;
       float sum = 0;
 #pragma unroll
-      for (int w = 0; w < P::kW; ++w) sum += at[w * P::kPairs * 128];
+      for (int w = 0; w < P::kW; ++w) sum += at[w * P::kShare];
       y[k] = (sum - correction.x) * correction.y * scale[k] + bias[k];
     }
     p.y[int64_t(row) * out + to] = BF16(P::kGated ? silu(y[0]) * y[kParts - 1] : y[0]);
@@ -57,7 +57,7 @@ struct Output {
 };
 
 template <Format F, class P>
-__global__ void __launch_bounds__(P::kThreads, P::kB) fused_kernel(const Arguments p) {
+__global__ void __launch_bounds__(P::kThreads, 2) fused_kernel(const Arguments p) {
   extern __shared__ __align__(16) uint8_t shared[];
   let_next_start();
   Stream<F, P> stream(p, shared);
@@ -65,6 +65,7 @@ __global__ void __launch_bounds__(P::kThreads, P::kB) fused_kernel(const Argumen
   inputs.before();
 #pragma unroll 1
   for (int i = 0; i < P::kS; ++i) stream.load();
+  stream.first_scales();
   Output<F, P> output(stream);
   output.before(blockIdx.x);
   wait_for_previous();
@@ -75,23 +76,27 @@ __global__ void __launch_bounds__(P::kThreads, P::kB) fused_kernel(const Argumen
   for (int tile = blockIdx.x; tile < p.tiles; tile += gridDim.x) {
     if (tile != blockIdx.x) output.before(tile);
     float sums[P::kPairs][4] = {};
-    stream.run(slot, sums);
-    float* mine = shares + stream.warp * P::kPairs * 128 + stream.lane;
-#pragma unroll
-    for (int q = 0; q < P::kPairs; ++q)
-#pragma unroll
-      for (int j = 0; j < 4; ++j) mine[(q * 4 + j) * 32] = sums[q][j];
+    stream.run(tile, slot, sums);
+    stream.share(sums, shares);
     __syncthreads();
     output.write(tile, shares);
     shares = shares == stream.sums ? stream.sums + P::kSums : stream.sums;
   }
 }
 
-// `most`: blocks for each multiprocessor, which then take several tiles each.
+// How a product's blocks are laid out.
+struct Placing {
+  int most;      // blocks for each multiprocessor at the most
+  bool is_even;  // fewer, if then all of them have equally many tiles
+  size_t aside;  // bytes of shared memory taken and not used, so that fewer others fit beside
+};
+
 template <Format F, class P>
-void run(const FusedProduct& p, int most, cudaStream_t stream) {
+void run(const FusedProduct& p, const Placing& placing, cudaStream_t stream) {
   const int64_t each = P::kR / (P::kGated ? 2 : 1) * 8, out = P::kGated ? p.out / 2 : p.out;
-  const int64_t tiles = (out + each - 1) / each;
+  const int64_t tiles = (out + each - 1) / each, most = placing.most * multiprocessors();
+  const int64_t rounds = (tiles + most - 1) / most;
+  const int64_t blocks = placing.is_even ? (tiles + rounds - 1) / rounds : std::min(tiles, most);
   const Arguments a{static_cast<const BF16*>(p.x),
                     static_cast<const BF16*>(p.residual),
                     static_cast<const BF16*>(p.norm),
@@ -105,36 +110,75 @@ void run(const FusedProduct& p, int most, cudaStream_t stream) {
                     static_cast<int>(p.in),
                     static_cast<int>(p.out),
                     static_cast<int>(tiles)};
-  const size_t shared = Stream<F, P>::shared_bytes(a.rows, a.in);
+  const size_t used = Stream<F, P>::shared_bytes(a.rows, a.in);
+  const size_t shared = std::min(used + placing.aside, size_t(most_shared()));
   check(cudaFuncSetAttribute(fused_kernel<F, P>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              most_shared()),
         "asking for shared memory");
-  const int64_t blocks = std::min<int64_t>(tiles, most * multiprocessors());
   launch(fused_kernel<F, P>, dim3(blocks), P::kThreads, shared, stream, a);
+}
+
+template <Format F, class P>
+bool fits(const FusedProduct& p) {
+  return Stream<F, P>::shared_bytes(static_cast<int>(p.rows), static_cast<int>(p.in)) <=
+         size_t(most_shared());
+}
+
+// False, and nothing done, where a block of that plan has not enough shared memory.
+template <Format F, class P>
+bool ran(const FusedProduct& p, const Placing& placing, cudaStream_t stream) {
+  const bool does = fits<F, P>(p);
+  if (does) run<F, P>(p, placing, stream);
+  return does;
+}
+
+// The plans below were measured for the shapes of Qwen2 on an H100 (benchmarks/gpu/NOTES.md). How
+// far a block looks ahead also decides which of the next kernels' blocks fit beside it. Those of
+// attention should, which follow the QKV product's; those that read weights should not yet, as
+// attention's few loads wait behind theirs.
+constexpr int kWarps = 16, kInt4Warps = 14;  // 3584 inputs are 28 steps of int4
+constexpr size_t kKilo = 1024;
+
+template <Format F>
+void choose_gated(const FusedProduct& p, cudaStream_t stream) {
+  if constexpr (F == Format::kInt4) {
+    run<F, Plan<kInt4Warps, 2, 2, true>>(p, {2, true, 0}, stream);
+  } else if constexpr (F == Format::kPlain) {
+    if (p.in >= 2048 && ran<F, Plan<kWarps, 2, 8, true>>(p, {1, false, 0}, stream)) return;
+    if (p.in >= 1024 && ran<F, Plan<kWarps, 2, 6, true>>(p, {2, false, 0}, stream)) return;
+    run<F, Plan<kWarps, 2, 4, true>>(p, {2, false, 0}, stream);
+  } else {
+    if (p.in >= 2048 && ran<F, Plan<kWarps, 2, 5, true>>(p, {1, false, 32 * kKilo}, stream)) return;
+    run<F, Plan<kWarps, 2, 3, true>>(p, {2, false, 0}, stream);
+  }
+}
+
+// QKV, the output of attention, down.
+template <Format F>
+void choose_plain(const FusedProduct& p, cudaStream_t stream) {
+  constexpr bool kPlain = F == Format::kPlain, kInt4 = F == Format::kInt4;
+  const Placing first{2, !kPlain, 0}, output{1, false, (kInt4 ? 96 : 32) * kKilo};
+  const Placing down = kInt4 ? Placing{2, false, 0} : Placing{1, true, 32 * kKilo};
+  const Placing& placing = p.norm ? first : p.in > p.out ? down : output;
+  if (!ran<F, Plan<kInt4 ? kInt4Warps : kWarps, 2, kInt4 ? 3 : 6, false>>(p, placing, stream))
+    run<F, Plan<kWarps, 2, 3, false>>(p, {2, false, 0}, stream);
 }
 
 template <Format F>
 void choose(const FusedProduct& p, cudaStream_t stream) {
-  if (p.gated)
-    run<F, Plan<16, 2, 3, 2, true>>(p, 2, stream);
-  else if (F == Format::kPlain && p.in > p.out)  // long rows: to more blocks
-    run<F, Plan<16, 1, 4, 2, false>>(p, 2, stream);
-  else
-    run<F, Plan<16, 2, 3, 2, false>>(p, 2, stream);
+  (p.gated ? choose_gated<F> : choose_plain<F>)(p, stream);
 }
 
 }  // namespace
 
-constexpr int64_t kFewRows = 2;             // with more, every block would make too many inputs
 constexpr int64_t kMostChannels = 1 << 16;  // of a vocabulary, linear.cu's blocks end less often
 
-// Beyond, inputs take too much shared memory for blocks to be on a multiprocessor together. int4 is
-// faster in linear.cu: unpacked here it takes as long as it is read, one after the other.
+// Beyond, inputs take too much shared memory for blocks to be on a multiprocessor together.
 bool fused_knows(Type type, Format format, int64_t rows, int64_t in, int64_t out) {
-  constexpr int64_t kRest = 68 << 10;  // bytes for the weights on their way and the sums
-  const int64_t inputs = rows * (in + 128) * 2;
-  return out <= kMostChannels && type == Type::kBF16 && format != Format::kInt4 && rows > 0 &&
-         rows <= kFewRows && inputs <= (48 << 10) && inputs + kRest <= most_shared();
+  constexpr int64_t kRest = 70 << 10;  // bytes for the weights on their way and the sums
+  const int64_t inputs = rows * (in + 128) * 2, most = format == Format::kInt4 ? 1 : kFewRows;
+  return out <= kMostChannels && type == Type::kBF16 && rows > 0 && rows <= most &&
+         inputs <= (48 << 10) && inputs + kRest <= most_shared();
 }
 
 void fused_product(Format format, const FusedProduct& p, cudaStream_t stream) {
@@ -143,8 +187,10 @@ void fused_product(Format format, const FusedProduct& p, cudaStream_t stream) {
       return choose<Format::kPlain>(p, stream);
     case Format::kInt8:
       return choose<Format::kInt8>(p, stream);
-    default:
+    case Format::kE4M3:
       return choose<Format::kE4M3>(p, stream);
+    default:
+      return choose<Format::kInt4>(p, stream);
   }
 }
 

@@ -11,7 +11,7 @@ template <Format F, class P>
 struct Inputs {
   using Weights = Stream<F, P>;
   using M = typename Weights::M;
-  static constexpr bool kRounded = F != Format::kPlain;
+  static constexpr bool kRounded = F == Format::kInt8 || F == Format::kE4M3;
   static constexpr int kBatch = 2;  // loads of sixteen bytes on their way
 
   const Weights& f;

@@ -6,14 +6,16 @@
 
 namespace qinfer::cuda {
 
-// W warps, R times eight channels, S copies of sixteen bytes of each channel on their way, B blocks
-// on a multiprocessor. Gated: the parts are gates and what they let pass, by turns.
-template <int W, int R, int S, int B, bool Gated>
+constexpr int kFewRows = 2;  // with more, every block would make too many inputs
+
+// W warps, R times eight channels, S copies of sixteen bytes of each channel on their way. Gated:
+// the parts are gates and what they let pass, by turns.
+template <int W, int R, int S, bool Gated>
 struct Plan {
-  static constexpr int kW = W, kR = R, kS = S, kB = B, kThreads = W * 32;
+  static constexpr int kW = W, kR = R, kS = S, kThreads = W * 32;
   static constexpr bool kGated = Gated;
   static constexpr int kPairs = (R + 1) / 2;  // parts that a matrix instruction takes together
-  static constexpr int kSums = W * kPairs * 128;
+  static constexpr int kShare = kPairs * 16 * kFewRows, kSums = W * kShare;  // of a warp, of all
 };
 
 struct Arguments {
@@ -28,9 +30,9 @@ struct Arguments {
   int tiles;
 };
 
-// What instructions multiply: quantised weights become float16, as that takes the fewest steps.
+// What instructions multiply: weights of eight bits become float16, as that takes the fewest steps.
 template <Format F>
-using Inner = std::conditional_t<F == Format::kPlain, BF16, F16>;
+using Inner = std::conditional_t<F == Format::kPlain || F == Format::kInt4, BF16, F16>;
 
 // Numbers 4 i to 4 i + 3 of sixteen bytes, as instructions multiply them. int8 is 1152 too large,
 // which is cheaper to take from the sums.
@@ -48,6 +50,7 @@ __device__ __forceinline__ void shifted(const uint4& v, int i, uint32_t& low, ui
 template <Format F, class P>
 struct Stream {
   using M = Inner<F>;
+  static constexpr bool kIsInt4 = F == Format::kInt4;
   static constexpr int kNumbers = Held<F>::kNumbers, kWords = kNumbers / 2;
   static constexpr int kStep = 4 * kNumbers;  // inputs that one load of four threads covers
 
@@ -55,23 +58,31 @@ struct Stream {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int g = lane / 4, t = lane % 4;
   const int steps, pitch;  // of the inputs in shared memory, numbers
+  const int most_turns;    // int4: a warp's steps lie together
   const int turns;         // of this warp for a tile
   const int row_bytes;
   uint4* ring;   // [S][R][threads]
-  float* sums;   // [2][W][pairs][4][32]
+  float* sums;   // [2][W][pairs][16][rows]
   float* found;  // [W][4]: sum of squares, largest magnitude, sum of the rounded inputs
+  M* zeros;      // [16]
   M* inputs;     // [rows][pitch]
 
   __device__ Stream(const Arguments& arguments, uint8_t* shared)
       : p(arguments),
         steps(steps_of(p.in)),
         pitch(pitch_of(p.in)),
-        turns((steps - warp + P::kW - 1) / P::kW),
-        row_bytes(F == Format::kPlain ? p.in * 2 : p.in) {
+        most_turns((steps + P::kW - 1) / P::kW),
+        turns(kIsInt4 ? min(max(steps - warp * most_turns, 0), most_turns)
+                      : (steps - warp + P::kW - 1) / P::kW),
+        row_bytes(F == Format::kPlain ? p.in * 2
+                  : kIsInt4           ? steps * 64
+                                      : p.in) {
     ring = reinterpret_cast<uint4*>(shared);
     sums = reinterpret_cast<float*>(ring + P::kS * P::kR * P::kThreads);
     found = sums + 2 * P::kSums;
-    inputs = reinterpret_cast<M*>(found + 4 * P::kW);
+    zeros = reinterpret_cast<M*>(found + 4 * P::kW);
+    inputs = zeros + 16;
+    if (threadIdx.x < 16) zeros[threadIdx.x] = M(0.0f);
     open(blockIdx.x);
   }
 
@@ -80,7 +91,7 @@ struct Stream {
   static __host__ __device__ int pitch_of(int in) { return steps_of(in) * kStep + 8; }
   static size_t shared_bytes(int rows, int in) {
     return sizeof(uint4) * P::kS * P::kR * P::kThreads +
-           sizeof(float) * (2 * P::kSums + 4 * P::kW) + sizeof(M) * rows * pitch_of(in);
+           sizeof(float) * (2 * P::kSums + 4 * P::kW) + sizeof(M) * (16 + rows * pitch_of(in));
   }
 
   // The first channel of part r of a tile.
@@ -89,12 +100,15 @@ struct Stream {
     return (tile * P::kR + r) * 8;
   }
   __device__ __forceinline__ int clamped(int channel) const { return min(channel, p.out - 1); }
+  __device__ __forceinline__ int step_of(int turn) const {
+    return kIsInt4 ? warp * most_turns + turn : turn * P::kW + warp;
+  }
 
   // Asks for this warp's next turn of every channel, if there is one.
   __device__ __forceinline__ void load() {
     if (next_turn == turns) open(next_tile + gridDim.x);
     if (next_tile < p.tiles && turns) {
-      const int step = next_turn * P::kW + warp, offset = step * 64 + t * 16;
+      const int offset = step_of(next_turn) * 64 + t * 16;
       uint4* to = ring + next_slot * (P::kR * P::kThreads) + threadIdx.x;
 #pragma unroll
       for (int r = 0; r < P::kR; ++r)
@@ -105,36 +119,100 @@ struct Stream {
     commit();
   }
 
-  // This warp's share of a tile's sums.
-  __device__ __forceinline__ void run(int& slot, float (&to)[P::kPairs][4]) {
-    for (int i = 0; i < turns; ++i) {
-      wait_for_copies<P::kS - 1>();
-      __syncwarp();
-      const int step = i * P::kW + warp;
-      uint32_t words[kWords];
-      words_of(step, words);
-      const uint4* held = ring + slot * (P::kR * P::kThreads) + threadIdx.x;
+  // This warp's share of a tile's sums: in lanes of t 0, rows 0 and 1 of each channel.
+  __device__ __forceinline__ void run(int tile, int& slot, float (&to)[P::kPairs][4]) {
+    if constexpr (kIsInt4)
+      run_groups(tile, slot, to[0]);
+    else
+      for (int i = 0; i < turns; ++i) {
+        uint32_t words[kWords];
+        await();
+        words_of(step_of(i), words);
+        const uint4* held = ring + slot * (P::kR * P::kThreads) + threadIdx.x;
 #pragma unroll
-      for (int q = 0; q < P::kPairs; ++q) {
-        const uint4 one = held[q * 2 * P::kThreads];
-        const uint4 other = P::kR > 1 ? held[(q * 2 + 1) * P::kThreads] : uint4{};
-        add(one, other, words, to[q]);
+        for (int q = 0; q < P::kPairs; ++q) {
+          const uint4 one = held[q * 2 * P::kThreads];
+          const uint4 other = P::kR > 1 ? held[(q * 2 + 1) * P::kThreads] : uint4{};
+          add<0, kNumbers / 4>(one, other, words, to[q]);
+        }
+        pass(slot);
       }
-      __syncwarp();
-      slot = slot + 1 == P::kS ? 0 : slot + 1;
-      load();
-    }
+  }
+
+  __device__ __forceinline__ void share(const float (&from)[P::kPairs][4], float* to) const {
+    if (t) return;
+    to += warp * P::kShare + g * kFewRows;
+#pragma unroll
+    for (int q = 0; q < P::kPairs; ++q)
+#pragma unroll
+      for (int j = 0; j < 4; ++j) to[(q * 16 + j / 2 * 8) * kFewRows + j % 2] = from[q][j];
+  }
+
+  // int4, before its first tile.
+  __device__ __forceinline__ void first_scales() {
+    if constexpr (kIsInt4) load_scales(blockIdx.x, 0);
   }
 
  private:
   const uint8_t* from[P::kR];
   int next_tile, next_turn = 0, next_slot = 0;
+  float scales[kIsInt4 ? 4 : 1];  // of the turns that come: two groups of this lane's two channels
 
   __device__ __forceinline__ void open(int tile) {
     next_tile = tile, next_turn = 0;
 #pragma unroll
     for (int r = 0; r < P::kR; ++r)
       from[r] = p.weight + int64_t(clamped(channels(tile, r) + g)) * row_bytes;
+  }
+
+  __device__ __forceinline__ void await() const {
+    wait_for_copies<P::kS - 1>();
+    __syncwarp();
+  }
+  __device__ __forceinline__ void pass(int& slot) {
+    __syncwarp();
+    slot = slot + 1 == P::kS ? 0 : slot + 1;
+    load();
+  }
+
+  // Each group of 64 inputs has a scale, so its products must be told from other groups'. A matrix
+  // instruction multiplies eight rows of inputs, and one is all there is: group i of four turns'
+  // eight is made row i, the others zeros, and sums are scaled once after four turns.
+  __device__ __forceinline__ void run_groups(int tile, int& slot, float (&to)[4]) {
+    for (int first = 0; first < turns; first += 4) {
+      float now[4], low[4] = {}, high[4] = {};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) now[i] = scales[i];
+      const bool is_last = first + 4 >= turns;
+      load_scales(is_last ? tile + gridDim.x : tile, is_last ? 0 : first + 4);
+      for (int i = first; i < min(first + 4, turns); ++i) {
+        uint32_t words[kWords];
+        await();
+        groups_of(step_of(i), (i - first) * 2, words);
+        const uint4* held = ring + slot * (P::kR * P::kThreads) + threadIdx.x;
+        const uint4 one = held[0], other = held[P::kThreads];
+        add<0, 4>(one, other, words, low);
+        add<4, 4>(one, other, words, high);
+        pass(slot);
+      }
+      to[0] += (low[0] + high[0]) * now[0] + (low[1] + high[1]) * now[1];
+      to[2] += (low[2] + high[2]) * now[2] + (low[3] + high[3]) * now[3];
+    }
+#pragma unroll
+    for (int d = 1; d < 4; d *= 2) {
+      to[0] += __shfl_xor_sync(0xffffffffu, to[0], d);
+      to[2] += __shfl_xor_sync(0xffffffffu, to[2], d);
+    }
+  }
+
+  // Scales of four turns from `turn` on: row i of those above is group i % 2 of turn i / 2.
+  __device__ __forceinline__ void load_scales(int tile, int turn) {
+    const int groups = p.in / 64, at = step_of(turn + t) * 2;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float* row = p.scale + int64_t(clamped(channels(tile, i / 2) + g)) * groups;
+      scales[i] = turn + t < turns && at + i % 2 < groups ? __ldg(row + at + i % 2) : 0.0f;
+    }
   }
 
   __device__ __forceinline__ void words_of(int step, uint32_t (&words)[kWords]) const {
@@ -145,11 +223,20 @@ struct Stream {
       words[i] = v.x, words[i + 1] = v.y, words[i + 2] = v.z, words[i + 3] = v.w;
     }
   }
+  __device__ __forceinline__ void groups_of(int step, int row, uint32_t (&words)[kWords]) const {
+#pragma unroll
+    for (int i = 0; i < kWords; i += 4) {
+      const M* at = g == row + i / 8 ? inputs + step * kStep + i / 8 * 64 + t * 16 : zeros;
+      const uint4 v = *reinterpret_cast<const uint4*>(at + i % 8 * 2);
+      words[i] = v.x, words[i + 1] = v.y, words[i + 2] = v.z, words[i + 3] = v.w;
+    }
+  }
 
+  template <int First, int Count>
   __device__ __forceinline__ void add(const uint4& one, const uint4& other,
                                       const uint32_t (&words)[kWords], float (&to)[4]) const {
 #pragma unroll
-    for (int i = 0; i < kNumbers / 4; ++i) {
+    for (int i = First; i < First + Count; ++i) {
       uint32_t a[4] = {};
       shifted<F>(one, i, a[0], a[2]);
       if (P::kR > 1) shifted<F>(other, i, a[1], a[3]);

@@ -11,7 +11,7 @@ __device__ __forceinline__ uint4 gate8(const uint4& gates, const uint4& ups) {
   unpack8<T>(gates, gate);
   unpack8<T>(ups, up);
 #pragma unroll
-  for (int j = 0; j < 8; ++j) gate[j] = gate[j] / (1.0f + __expf(-gate[j])) * up[j];
+  for (int j = 0; j < 8; ++j) gate[j] = __fdividef(gate[j], 1.0f + __expf(-gate[j])) * up[j];
   return pack8<T>(gate);
 }
 

@@ -18,10 +18,6 @@ namespace qinfer::cuda {
 CUtensorMap tensor_map(CUtensorMapDataType type, const void* from, int rank, const uint64_t* sizes,
                        const uint64_t* strides, const uint32_t* box);
 
-__device__ __forceinline__ uint32_t shared_address(const void* p) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
-}
-
 #ifdef QINFER_HOPPER
 
 __device__ __forceinline__ void barrier_init(uint64_t* bar, int arrivals) {

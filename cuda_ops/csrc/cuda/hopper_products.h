@@ -4,10 +4,10 @@
 
 namespace qinfer::cuda {
 
-// product() of up to 256 rows with weights of kInt8, kInt4 or, with inputs of e4m3 as well, kE4M3:
-// the fastest above 16 rows, of e4m3 up to as many as rows_hopper_suits says.
-constexpr int64_t kMostRows = 256;
-bool rows_hopper_suits(int64_t rows, int64_t in, int64_t out);
+// product() of up to 256 rows, of kPlain up to 16; kE4M3 has inputs of e4m3 as well. Whether it is
+// the fastest for these sizes, and computes it.
+constexpr int64_t kFewHopperRows = 16, kMostRows = 256;
+bool rows_hopper_suits(Format format, int64_t rows, int64_t in, int64_t out);
 void rows_hopper(Type type, Format format, const Product& p, cudaStream_t stream);
 
 // Whether matmul_hopper is the fastest for these sizes: most of its tiles are full, and all

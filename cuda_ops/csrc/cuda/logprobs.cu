@@ -4,17 +4,6 @@
 namespace qinfer::cuda {
 namespace {
 
-__device__ float block_sum(float x) {
-  __shared__ float found[kWarps];
-  x = warp_sum(x);
-  if (threadIdx.x % 32 == 0) found[threadIdx.x / 32] = x;
-  __syncthreads();
-  x = 0;
-  for (int i = 0; i < kWarps; ++i) x += found[i];
-  __syncthreads();
-  return x;
-}
-
 // A block for each row, which it reads once for every token wanted: a row stays in the cache.
 __global__ void __launch_bounds__(kThreads) logprob_kernel(const Logprobs l) {
   let_next_start();

@@ -38,17 +38,16 @@ Product whole(const Operands& o, const void* x, const float* x_scale, const void
           y, o.rows, o.in,        o.out};
 }
 
-// As many rows at a time as a kernel takes.
+// As many rows at a time as a kernel takes; e4m3 with inputs that are numbers of 16 bits.
 void stream_rows(const Operands& o, const void* x, const float* x_scale, void* y) {
   const bool is_few_bits = o.format == Format::kInt8 || o.format == Format::kInt4;
-  const bool by_hopper = is_sm90() && is_few_bits;
-  const int64_t most = by_hopper ? kMostRows : kStreamRows;
+  const int64_t most = is_sm90() && is_few_bits ? kMostRows : kStreamRows;
   for (int64_t row = 0; row < o.rows; row += most) {
     Product p =
         whole(o, static_cast<const uint16_t*>(x) + row * o.in, x_scale ? x_scale + row : nullptr,
               o.weight.data(), static_cast<uint16_t*>(y) + row * o.out);
     p.rows = std::min(most, o.rows - row);
-    if (by_hopper && p.rows > 16)
+    if (o.format != Format::kE4M3 && rows_hopper_suits(o.format, p.rows, o.in, o.out))
       rows_hopper(o.type, o.format, p, o.stream);
     else
       product(o.type, o.format, p, o.stream);
@@ -58,9 +57,9 @@ void stream_rows(const Operands& o, const void* x, const float* x_scale, void* y
 // How a product of rounded inputs is computed: all but the first of e4m3 take codes as bytes.
 enum class Path { kStream, kRows, kTiles, kLibrary };
 Path path_of(const Operands& o, const float* x_scale) {
-  if (o.rows <= most_streamed(o.format)) return Path::kStream;
   const bool is_e4m3 = o.format == Format::kE4M3;
-  if (is_e4m3 && rows_hopper_suits(o.rows, o.in, o.out)) return Path::kRows;
+  if (is_e4m3 && rows_hopper_suits(o.format, o.rows, o.in, o.out)) return Path::kRows;
+  if (o.rows <= most_streamed(o.format)) return Path::kStream;
   if (matmul_hopper_suits(o.rows, o.in, o.out, false)) return Path::kTiles;
   const Product p = whole(o, nullptr, x_scale, o.weight.data(), nullptr);
   return is_e4m3 && matmul_e4m3_knows(o.type, p) ? Path::kLibrary : Path::kStream;
@@ -115,8 +114,7 @@ void multiply_rounded(const Operands& o, const Rounded& x, void* y, Spaces& spac
 
 void multiply(const Operands& o, const void* x, void* y, Spaces& spaces) {
   const Workspace workspace = std::ref(spaces);
-  // int8 alone is faster by linear.cu, which rounds no inputs (benchmarks/gpu/NOTES.md)
-  if (o.format != Format::kInt8 && fused_knows(o.type, o.format, o.rows, o.in, o.out)) {
+  if (fused_knows(o.type, o.format, o.rows, o.in, o.out)) {
     fused_product(o.format, fused(o, x, y), o.stream);
   } else if (o.format == Format::kE4M3) {
     const Rounded to = rounded_inputs(o, false, spaces);

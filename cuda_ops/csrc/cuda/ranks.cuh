@@ -37,4 +37,18 @@ __device__ __forceinline__ unsigned long long block_best(unsigned long long best
   return best;
 }
 
+// The sum of a block's, for every thread of it.
+template <class X>
+__device__ __forceinline__ X block_sum(X x) {
+  __shared__ X found[kWarps];
+#pragma unroll
+  for (int d = 16; d; d /= 2) x += __shfl_xor_sync(0xffffffffu, x, d);
+  if (threadIdx.x % 32 == 0) found[threadIdx.x / 32] = x;
+  __syncthreads();
+  x = 0;
+  for (int i = 0; i < kWarps; ++i) x += found[i];
+  __syncthreads();
+  return x;
+}
+
 }  // namespace qinfer::cuda

@@ -9,34 +9,51 @@ namespace {
 
 constexpr int kMostThreads = 512;
 
-// A row eight numbers at a time: as it is, or gated.
+// Eight numbers of a row as they are, or with what gates them.
 template <class T, bool Gated>
-struct Row {
-  const T* x;
-  int width;
-
-  __device__ __forceinline__ Row(const Rounding& r, int64_t index)
-      : x(static_cast<const T*>(r.x) + index * r.width * (Gated ? 2 : 1)),
-        width(static_cast<int>(r.width)) {}
-  __device__ __forceinline__ uint4 at(int i) const {
-    if (i >= width) return {};
-    const uint4 numbers = *reinterpret_cast<const uint4*>(x + i);
-    if constexpr (!Gated) return numbers;
-    return gate8<T>(numbers, *reinterpret_cast<const uint4*>(x + width + i));
+struct Eight;
+template <class T>
+struct Eight<T, false> {
+  uint4 numbers = {};
+  __device__ __forceinline__ void load(const Rounding& r, int64_t row, int i) {
+    if (i < r.width)
+      numbers = *reinterpret_cast<const uint4*>(static_cast<const T*>(r.x) + row * r.width + i);
   }
+  __device__ __forceinline__ uint4 value() const { return numbers; }
+};
+template <class T>
+struct Eight<T, true> {
+  uint4 gates = {}, ups = {};
+  __device__ __forceinline__ void load(const Rounding& r, int64_t row, int i) {
+    const T* at = static_cast<const T*>(r.x) + row * r.width * 2 + i;
+    if (i >= r.width) return;
+    gates = *reinterpret_cast<const uint4*>(at);
+    ups = *reinterpret_cast<const uint4*>(at + r.width);
+  }
+  __device__ __forceinline__ uint4 value() const { return gate8<T>(gates, ups); }
 };
 
-// One block a row, the first Most vectors of eight of each thread kept in registers.
+template <class T, bool Gated>
+__device__ __forceinline__ uint4 value_at(const Rounding& r, int64_t row, int i) {
+  Eight<T, Gated> eight;
+  eight.load(r, row, i);
+  return eight.value();
+}
+
+// One block a row, the first Most vectors of eight of each thread kept in registers: all are asked
+// for before the first is computed with.
 template <class T, Code C, To Kind, bool Gated, int Most>
 __global__ void __launch_bounds__(kMostThreads) row_kernel(const Rounding r) {
   let_next_start();
   wait_for_previous();
-  const Row<T, Gated> row(r, blockIdx.x);
   const int own = threadIdx.x * 8, stride = blockDim.x * 8;
-  const int64_t first = int64_t(blockIdx.x) * r.width;
+  const int64_t row = blockIdx.x, first = row * r.width;
+  Eight<T, Gated> eights[Most];
   uint4 held[Most];
 #pragma unroll
-  for (int m = 0; m < Most; ++m) held[m] = row.at(own + m * stride);
+  for (int m = 0; m < Most; ++m) eights[m].load(r, row, own + m * stride);
+#pragma unroll
+  for (int m = 0; m < Most; ++m) held[m] = eights[m].value();
   float step;
   if (r.fixed) {
     step = *r.fixed;
@@ -44,17 +61,17 @@ __global__ void __launch_bounds__(kMostThreads) row_kernel(const Rounding r) {
     float most = 0;
 #pragma unroll
     for (int m = 0; m < Most; ++m) most = most_of<T>(held[m], most);
-    for (int i = own + Most * stride; i < row.width; i += stride)
-      most = most_of<T>(row.at(i), most);
+    for (int i = own + Most * stride; i < r.width; i += stride)
+      most = most_of<T>(value_at<T, Gated>(r, row, i), most);
     step = step_of<C>(block_max(most));
   }
-  if (threadIdx.x == 0) r.scale[blockIdx.x] = step;
+  if (threadIdx.x == 0) r.scale[row] = step;
 #pragma unroll
   for (int m = 0; m < Most; ++m)
-    if (own + m * stride < row.width)
+    if (own + m * stride < r.width)
       put8<T, C, Kind>(held[m], step, r.rounded, first + own + m * stride);
-  for (int i = own + Most * stride; i < row.width; i += stride)
-    put8<T, C, Kind>(row.at(i), step, r.rounded, first + i);
+  for (int i = own + Most * stride; i < r.width; i += stride)
+    put8<T, C, Kind>(value_at<T, Gated>(r, row, i), step, r.rounded, first + i);
 }
 
 constexpr int kRunThreads = 128;
@@ -64,17 +81,17 @@ template <class T, Code C>
 __global__ void __launch_bounds__(kRunThreads) run_kernel(const Rounding r) {
   let_next_start();
   wait_for_previous();
-  const Row<T, false> row(r, blockIdx.x);
-  const int first = int(blockIdx.y * r.run), end = min(first + int(r.run), row.width);
+  const int64_t row = blockIdx.x;
+  const int first = int(blockIdx.y * r.run), end = int(min(first + r.run, r.width));
   float most = 0, v[8];
   for (int i = first + threadIdx.x * 8; i < end; i += kRunThreads * 8)
-    most = most_of<T>(row.at(i), most);
+    most = most_of<T>(value_at<T, false>(r, row, i), most);
   const float step = step_of<C>(block_max(most));
   for (int i = first + threadIdx.x * 8; i < end; i += kRunThreads * 8) {
-    unpack8<T>(numbers8<T, C>(rounded8<T, C>(row.at(i), step)), v);
+    unpack8<T>(numbers8<T, C>(rounded8<T, C>(value_at<T, false>(r, row, i), step)), v);
 #pragma unroll
     for (int j = 0; j < 8; ++j) v[j] *= step;
-    T* to = static_cast<T*>(r.rounded) + int64_t(blockIdx.x) * r.width + i;
+    T* to = static_cast<T*>(r.rounded) + row * r.width + i;
     *reinterpret_cast<uint4*>(to) = pack8<T>(v);
   }
 }

@@ -7,7 +7,9 @@
 #include "../../device/pool.h"
 #include "paddle/phi/api/include/context_pool.h"
 #include "paddle/phi/api/include/tensor_utils.h"
-#ifdef PADDLE_WITH_CUSTOM_DEVICE
+#ifdef PADDLE_WITH_CUDA
+#include "paddle/phi/backends/gpu/gpu_context.h"
+#else
 #include "paddle/phi/backends/all_context.h"
 #include "paddle/phi/backends/custom/custom_context.h"
 #endif

@@ -94,20 +94,28 @@ __device__ __forceinline__ void from_e4m3(uint32_t bytes, uint32_t& low, uint32_
   }
 }
 
+// (bits & 0x000f000f) | Into in one instruction, which the compiler makes two of.
+template <uint32_t Into>
+__device__ __forceinline__ uint32_t nibbles_in(uint32_t bits) {
+  uint32_t r;
+  asm("lop3.b32 %0, %1, 0x000f000f, %2, 0xea;" : "=r"(r) : "r"(bits), "n"(Into));
+  return r;
+}
+
 // Two nibbles 0 to 15 (weights plus 8) at bits 0-3 and 16-19 of `bits`, in the mantissa of 128
 // (bfloat16) or 1024 (float16).
 template <class T>
 __device__ __forceinline__ uint32_t from_nibbles(uint32_t bits);
 template <>
 __device__ __forceinline__ uint32_t from_nibbles<BF16>(uint32_t bits) {
-  const uint32_t held = (bits & 0x000f000fu) | 0x43004300u;
+  const uint32_t held = nibbles_in<0x43004300u>(bits);
   const __nv_bfloat162 r =
       __hsub2(*reinterpret_cast<const __nv_bfloat162*>(&held), __float2bfloat162_rn(136.0f));
   return *reinterpret_cast<const uint32_t*>(&r);
 }
 template <>
 __device__ __forceinline__ uint32_t from_nibbles<F16>(uint32_t bits) {
-  const uint32_t held = (bits & 0x000f000fu) | 0x64006400u;
+  const uint32_t held = nibbles_in<0x64006400u>(bits);
   const __half2 r = __hsub2(*reinterpret_cast<const __half2*>(&held), __float2half2_rn(1032.0f));
   return *reinterpret_cast<const uint32_t*>(&r);
 }
