@@ -51,9 +51,9 @@ void run_tile(const Job& job, int64_t row, const Places& places) {
   for (int i = 0; i < P; ++i) panels[i] = job.w + places[i] * job.panel;
   F32 acc[R][P] = {};
   const int64_t steps = divide_up(job.in, W::kStep);
-  const Ahead<R, P * W::kBytes> ahead(job, places, P);
+  const Ahead<R, P, W::kBytes> ahead(job, places);
   for (int64_t s = 0; s < steps; ++s) {
-    ahead.ask(s);
+    ahead.ask(panels, s);
     W::template step<R, P>(acc, rows, panels, s);
   }
 #pragma GCC unroll 16

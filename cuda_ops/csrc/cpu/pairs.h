@@ -167,7 +167,7 @@ template <typename W, int R, int P>
 void pair_tile(const Job& job, const Rounded& x, const float* scale, int64_t row,
                const Places& places) {
   const int64_t steps = x.padded / W::kStep, flush = x.exact / W::kStep;
-  const Ahead<R, P * W::kBytes> ahead(job, places, P);
+  const Ahead<R, P, W::kBytes> ahead(job, places);
   F32 total[R][P] = {};
   for (int64_t g = 0; g < x.groups; ++g)
     for (int64_t first = 0; first < steps; first += flush) {
@@ -187,7 +187,7 @@ void pair_tile(const Job& job, const Rounded& x, const float* scale, int64_t row
       for (int i = 0; i < P; ++i)
         weights[i] = job.w + places[i] * job.panel + (g * steps + first) * W::kBytes;
       for (int64_t s = 0; s < count; ++s) {
-        ahead.ask(g * steps + first + s);
+        ahead.ask(weights, s);
         W::step(sum, numbers, weights, s);
       }
 #pragma GCC unroll 8

@@ -120,22 +120,23 @@ int64_t each_tile(const Job& job, int64_t p, int64_t end, const Tile& tile) {
   return p + tiles * P;
 }
 
-// With one row short tiles end before the processor's prefetching has learnt to follow them. So
-// while one is computed, the panels behind it are asked for, some bytes in every step.
-template <int R, int kBytes>
+// With one row memory takes the time, and the processor's prefetching alone does not keep up. So
+// while a tile is computed, what comes next in each of its panels is asked for; where they are
+// short, in the tile behind. kBytes: of a panel, in a step.
+template <int R, int P, int kBytes>
 struct Ahead {
-  const char* from;
+  static constexpr int64_t kFar = 384;            // bytes, where panels go on
+  static constexpr int64_t kEvery = 64 / kBytes;  // steps that share a line of the cache
+  int64_t bytes;
 
-  // A tile of `count` panels, `kBytes` of them a step.
-  Ahead(const Job& job, const Places& places, int64_t count)
-      : from(count * job.panel <= kShortTile && places.first + count < places.end
-                 ? job.w + (places.first + count) * job.panel
-                 : nullptr) {}
+  Ahead(const Job& job, const Places& places) : bytes(kFar) {
+    if (P * job.panel <= kShortTile) bytes = places.first + P < places.end ? P * job.panel : 0;
+  }
 
-  void ask(int64_t s) const {
+  void ask(const char* const (&panels)[P], int64_t s) const {
     if constexpr (R == 1)
-      if (from)
-        for (int i = 0; i < kBytes; i += 64) ask_for(from + s * kBytes + i);
+      if (s % kEvery == 0)
+        for (int i = 0; i < P; ++i) ask_for(panels[i] + s * kBytes + bytes);
   }
 };
 
