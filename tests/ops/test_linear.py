@@ -82,30 +82,33 @@ def test_linear_fp8(x_bias, rng):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4", "float8_e4m3fn"])
-def test_a_row_does_not_depend_on_the_others(dtype, version, rng):
-    """Bit for bit, in the native version: batch size and chunking change nothing."""
+@pytest.mark.parametrize(("inputs", "outputs"), [(128, 200), (896, 1100)])
+def test_a_row_does_not_depend_on_the_others(dtype, inputs, outputs, version, rng):
+    """Bit for bit, in the native version: batch size and chunking change nothing. One row of a
+    large weight goes over the outputs in another order, and some of them to whoever is free.
+    """
     if version != "cpu":
         pytest.skip("Paddle's product adds in an order that depends on the shape")
-    x = rng.normal(size=(50, 128)).astype(np.float32)
-    numbers = rng.normal(size=(200, 128)) * (3 if dtype == "int4" else 30)
+    x = rng.normal(size=(50, inputs)).astype(np.float32)
+    numbers = rng.normal(size=(outputs, inputs)) * (3 if dtype == "int4" else 30)
     held = "int8" if dtype == "int4" else dtype
     weight = numbers.clip(-8, 7).astype(held) if dtype == "int4" else numbers
     (weight,) = tensors(weight.astype(getattr(ml_dtypes, held, held)))
-    scale = paddle.ones([200])
+    scale = paddle.ones([outputs])
     if dtype == "int4":
-        arranged, scale = ops.arrange_int4(weight, paddle.ones([200, 2]))
+        arranged, scale = ops.arrange_int4(weight, paddle.ones([outputs, inputs // 64]))
     else:
         arranged = ops.arrange(weight, "float32")
 
     def product(rows):
         rows = paddle.to_tensor(rows)
         if dtype == "int4":
-            return ops.linear_int4(rows, arranged, scale, None, 200).numpy()
+            return ops.linear_int4(rows, arranged, scale, None, outputs).numpy()
         if dtype == "int8":
             return ops.linear_int8(rows, arranged, scale, None).numpy()
         if dtype == "float8_e4m3fn":
             return ops.linear_fp8(rows, arranged, scale, None).numpy()
-        return ops.linear(rows, arranged, None, dtype, 200).numpy()
+        return ops.linear(rows, arranged, None, dtype, outputs).numpy()
 
     whole = product(x)
     for count in (1, 2, 3, 5, 11, 12, 13, 31, 32, 49):

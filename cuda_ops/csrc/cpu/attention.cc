@@ -119,12 +119,12 @@ class Attention {
   void ask(int64_t j) const {
     if (j + kLanes < seen_) {
       const Item* keys = keys_at(slot_of(j + kLanes));
-      for (int64_t i = 0; i < kLanes * cache_.dim; i += kLine) __builtin_prefetch(keys + i);
+      for (int64_t i = 0; i < kLanes * cache_.dim; i += kLine) ask_for(keys + i);
     }
     const Item* values = values_at(slot_of(j));
     for (int64_t t = 0; t < kLanes; ++t)
       for (int64_t i = 0; i < cache_.dim; i += kLine)
-        __builtin_prefetch(values + t * cache_.kv_heads * cache_.dim + i);
+        ask_for(values + t * cache_.kv_heads * cache_.dim + i);
   }
 
   // Step<R>::run for all heads of every query, kHeads at a time.

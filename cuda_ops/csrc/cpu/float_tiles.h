@@ -39,38 +39,31 @@ struct F32Weights {
   }
 };
 
-// R rows times P panels, p and every `apart`-th behind it.
+// R rows times P panels.
 template <typename W, int R, int P>
-void run_tile(const Job& job, int64_t row, int64_t p, int64_t end, int64_t apart) {
+void run_tile(const Job& job, int64_t row, const Places& places) {
   const auto* x = reinterpret_cast<const typename W::X*>(job.x) + row * job.x_stride;
   const typename W::X* rows[R];
   const char* panels[P];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) rows[r] = x + r * job.x_stride;
 #pragma GCC unroll 16
-  for (int i = 0; i < P; ++i) panels[i] = job.w + (p + i * apart) * job.panel;
+  for (int i = 0; i < P; ++i) panels[i] = job.w + places[i] * job.panel;
   F32 acc[R][P] = {};
   const int64_t steps = divide_up(job.in, W::kStep);
-  const Ahead<R, P * W::kBytes> ahead(job, p, P, end);
+  const Ahead<R, P, W::kBytes> ahead(job, places);
   for (int64_t s = 0; s < steps; ++s) {
-    ahead.ask(s);
+    ahead.ask(panels, s);
     W::template step<R, P>(acc, rows, panels, s);
   }
 #pragma GCC unroll 16
-  for (int i = 0; i < P; ++i) finish(job, row, R, p + i * apart, &acc[0][i], P);
+  for (int i = 0; i < P; ++i) finish(job, row, R, places[i], &acc[0][i], P);
 }
 
-// As many tiles of P panels as there are from p to `end`; where the rest begins. Long panels are
-// read a P-th of the whole apart: so each of P streams goes on in the next tile, and the
-// processor's prefetching does not have to learn it anew. Short ones are asked for by Ahead.
 template <typename W, int R, int P>
 int64_t run_tiles(const Job& job, int64_t row, int64_t p, int64_t end) {
-  using Asked = Ahead<R, P * W::kBytes>;
-  const int64_t tiles = (end - p) / P;
-  const bool is_short = P * job.panel <= Asked::kMost;
-  for (int64_t t = 0; t < tiles; ++t)
-    run_tile<W, R, P>(job, row, p + t * (is_short ? P : 1), end, is_short ? 1 : tiles);
-  return p + tiles * P;
+  return each_tile<P>(job, p, end,
+                      [&](const Places& places) { run_tile<W, R, P>(job, row, places); });
 }
 
 template <typename W, int R>

@@ -16,7 +16,7 @@ struct BlockTiles {
   template <int R, int P>
   struct Tile {
     static constexpr int kPanels = 4 * R <= W::kTile ? 4 : 2;
-    static void run(const Job& job, const Blocks& blocks, int64_t row, int64_t p, int64_t end);
+    static void run(const Job& job, const Blocks& blocks, int64_t row, const Places& places);
   };
 };
 
@@ -32,15 +32,15 @@ F32 scales_of(const Job& job, const Blocks& blocks, int64_t p, int64_t r) {
 
 template <typename W>
 template <int R, int P>
-void BlockTiles<W>::Tile<R, P>::run(const Job& job, const Blocks& blocks, int64_t row, int64_t p,
-                                    int64_t) {
+void BlockTiles<W>::Tile<R, P>::run(const Job& job, const Blocks& blocks, int64_t row,
+                                    const Places& places) {
   const auto* x = reinterpret_cast<const typename W::X*>(job.x) + row * job.x_stride;
   const typename W::X* rows[R];
   const char* panels[P];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) rows[r] = x + r * job.x_stride;
 #pragma GCC unroll 16
-  for (int i = 0; i < P; ++i) panels[i] = job.w + (p + i) * job.panel;
+  for (int i = 0; i < P; ++i) panels[i] = job.w + places[i] * job.panel;
   F32 total[R][P] = {};
   for (int64_t b = 0; b < blocks.runs; ++b) {
     F32 acc[R][P] = {};
@@ -49,7 +49,7 @@ void BlockTiles<W>::Tile<R, P>::run(const Job& job, const Blocks& blocks, int64_
       W::template step<R, P>(acc, rows, panels, s);
 #pragma GCC unroll 16
     for (int i = 0; i < P; ++i) {
-      const F32 by = scales_of(job, blocks, p + i, b);
+      const F32 by = scales_of(job, blocks, places[i], b);
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r)
         total[r][i] =
@@ -57,7 +57,7 @@ void BlockTiles<W>::Tile<R, P>::run(const Job& job, const Blocks& blocks, int64_
     }
   }
 #pragma GCC unroll 16
-  for (int i = 0; i < P; ++i) finish(job, row, R, p + i, &total[0][i], P);
+  for (int i = 0; i < P; ++i) finish(job, row, R, places[i], &total[0][i], P);
 }
 
 // The product of rounded rows.

@@ -41,8 +41,8 @@ struct Tiles {
   template <int R, int P>
   struct Tile {
     static constexpr int kPanels = kRegisters == 32 ? 4 : 2;
-    static void run(const Job& job, const Grouped& all, int64_t row, int64_t p, int64_t end) {
-      pair_tile<W, R, P>(job, all.x, all.scale, row, p, end);
+    static void run(const Job& job, const Grouped& all, int64_t row, const Places& places) {
+      pair_tile<W, R, P>(job, all.x, all.scale, row, places);
     }
   };
 };

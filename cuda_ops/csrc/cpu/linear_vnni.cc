@@ -48,13 +48,13 @@ void split_row(const float* row, int64_t in, const Planes& planes, int64_t r) {
 }
 
 template <int R, int P>
-void int8_tile(const Job& job, const Planes& x, int64_t row, int64_t p) {
+void int8_tile(const Job& job, const Planes& x, int64_t row, const Places& places) {
   const int64_t steps = x.stride / 4;
   I32 high[R][P] = {}, low[R][P] = {}, sums[P] = {};
   for (int64_t s = 0; s < steps; ++s)
 #pragma GCC unroll 16
     for (int i = 0; i < P; ++i) {
-      const I32 w = load<I32>(job.w + (p + i) * job.panel + s * 64);
+      const I32 w = load<I32>(job.w + places[i] * job.panel + s * 64);
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
         const int64_t at = (row + r) * x.stride + 4 * s;
@@ -64,7 +64,7 @@ void int8_tile(const Job& job, const Planes& x, int64_t row, int64_t p) {
     }
 #pragma GCC unroll 16
   for (int i = 0; i < P; ++i) {
-    sums[i] = load<I32>(job.w + (p + i) * job.panel + steps * 64);
+    sums[i] = load<I32>(job.w + places[i] * job.panel + steps * 64);
     F32 whole[R];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
@@ -72,7 +72,7 @@ void int8_tile(const Job& job, const Planes& x, int64_t row, int64_t p) {
       const F32 lower = __builtin_convertvector(low[r][i], F32);
       whole[r] = upper * 256.0f + lower;
     }
-    finish(job, row, R, p + i, whole, 1);
+    finish(job, row, R, places[i], whole, 1);
   }
 }
 
@@ -110,40 +110,40 @@ void round_row(const float* row, int64_t in, const float* given, const Plane& pl
 }
 
 template <int R, int P>
-void a8w8_tile(const Job& job, const Plane& x, int64_t row, int64_t p) {
+void a8w8_tile(const Job& job, const Plane& x, int64_t row, const Places& places) {
   const int64_t steps = x.stride / 4;
   I32 acc[R][P] = {};
   for (int64_t s = 0; s < steps; ++s)
 #pragma GCC unroll 16
     for (int i = 0; i < P; ++i) {
-      const I32 w = load<I32>(job.w + (p + i) * job.panel + s * 64);
+      const I32 w = load<I32>(job.w + places[i] * job.panel + s * 64);
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r)
         acc[r][i] = dot4(acc[r][i], splat4(&x.bytes[(row + r) * x.stride + 4 * s]), w);
     }
 #pragma GCC unroll 16
   for (int i = 0; i < P; ++i) {
-    const I32 sums = load<I32>(job.w + (p + i) * job.panel + steps * 64);
+    const I32 sums = load<I32>(job.w + places[i] * job.panel + steps * 64);
     F32 whole[R];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) whole[r] = __builtin_convertvector(acc[r][i] - 128 * sums, F32);
-    finish(job, row, R, p + i, whole, 1);
+    finish(job, row, R, places[i], whole, 1);
   }
 }
 
 template <int R, int P>
 struct Int8Tile {
   static constexpr int kPanels = 2;  // at once, for many rows: what the registers hold
-  static void run(const Job& job, const Planes& x, int64_t row, int64_t p, int64_t) {
-    int8_tile<R, P>(job, x, row, p);
+  static void run(const Job& job, const Planes& x, int64_t row, const Places& places) {
+    int8_tile<R, P>(job, x, row, places);
   }
 };
 
 template <int R, int P>
 struct A8W8Tile {
   static constexpr int kPanels = 4;
-  static void run(const Job& job, const Plane& x, int64_t row, int64_t p, int64_t) {
-    a8w8_tile<R, P>(job, x, row, p);
+  static void run(const Job& job, const Plane& x, int64_t row, const Places& places) {
+    a8w8_tile<R, P>(job, x, row, places);
   }
 };
 

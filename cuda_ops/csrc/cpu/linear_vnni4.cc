@@ -43,7 +43,7 @@ void split_group(const float* x, const SignedPlanes& planes, int64_t g) {
 }
 
 template <int R, int P>
-void int4_tile(const Job& job, const SignedPlanes& x, int64_t row, int64_t p) {
+void int4_tile(const Job& job, const SignedPlanes& x, int64_t row, const Places& places) {
   const int64_t groups = job.in / kGroupInputs, scales = job.groups(), shared = groups / scales;
   F32 acc[R][P] = {};
   for (int64_t g = 0; g < groups; ++g) {
@@ -51,7 +51,7 @@ void int4_tile(const Job& job, const SignedPlanes& x, int64_t row, int64_t p) {
     for (int64_t s = 0; s < kGroupInputs / 8; ++s)
 #pragma GCC unroll 16
       for (int i = 0; i < P; ++i) {
-        const char* at = job.w + (p + i) * job.panel + g * kGroupBytes + s * 64;
+        const char* at = job.w + places[i] * job.panel + g * kGroupBytes + s * 64;
         const I32 both = load<I32>(at);
         const I32 first = both & 0x0F0F0F0F, second = (both >> 4) & 0x0F0F0F0F;
 #pragma GCC unroll 16
@@ -65,7 +65,7 @@ void int4_tile(const Job& job, const SignedPlanes& x, int64_t row, int64_t p) {
       }
 #pragma GCC unroll 16
     for (int i = 0; i < P; ++i) {
-      const F32 scale = load<F32>(job.scale + ((p + i) * scales + g / shared) * kLanes);
+      const F32 scale = load<F32>(job.scale + (places[i] * scales + g / shared) * kLanes);
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
         const F32 upper = __builtin_convertvector(high[r][i], F32) * 128.0f;
@@ -77,14 +77,14 @@ void int4_tile(const Job& job, const SignedPlanes& x, int64_t row, int64_t p) {
   }
   Job plain = job;  // the scales have been used up
   plain.scale = nullptr;
-  for (int i = 0; i < P; ++i) finish(plain, row, R, p + i, &acc[0][i], P);
+  for (int i = 0; i < P; ++i) finish(plain, row, R, places[i], &acc[0][i], P);
 }
 
 template <int R, int P>
 struct Int4Tile {
   static constexpr int kPanels = 2;
-  static void run(const Job& job, const SignedPlanes& x, int64_t row, int64_t p, int64_t) {
-    int4_tile<R, P>(job, x, row, p);
+  static void run(const Job& job, const SignedPlanes& x, int64_t row, const Places& places) {
+    int4_tile<R, P>(job, x, row, places);
   }
 };
 

@@ -164,10 +164,10 @@ struct Nibbles {
 // R rows times P panels. With `scale` [panels, groups / shared, lanes] every group's sum is scaled
 // by it and by x's; without, there is one group, and x's scale is left to the end (Job::row_scale).
 template <typename W, int R, int P>
-void pair_tile(const Job& job, const Rounded& x, const float* scale, int64_t row, int64_t p,
-               int64_t end) {
+void pair_tile(const Job& job, const Rounded& x, const float* scale, int64_t row,
+               const Places& places) {
   const int64_t steps = x.padded / W::kStep, flush = x.exact / W::kStep;
-  const Ahead<R, P * W::kBytes> ahead(job, p, P, end);
+  const Ahead<R, P, W::kBytes> ahead(job, places);
   F32 total[R][P] = {};
   for (int64_t g = 0; g < x.groups; ++g)
     for (int64_t first = 0; first < steps; first += flush) {
@@ -185,14 +185,14 @@ void pair_tile(const Job& job, const Rounded& x, const float* scale, int64_t row
       }
 #pragma GCC unroll 8
       for (int i = 0; i < P; ++i)
-        weights[i] = job.w + (p + i) * job.panel + (g * steps + first) * W::kBytes;
+        weights[i] = job.w + places[i] * job.panel + (g * steps + first) * W::kBytes;
       for (int64_t s = 0; s < count; ++s) {
-        ahead.ask(g * steps + first + s);
+        ahead.ask(weights, s);
         W::step(sum, numbers, weights, s);
       }
 #pragma GCC unroll 8
       for (int i = 0; i < P; ++i) {
-        const int64_t at = (p + i) * (x.groups / x.shared) + g / x.shared;
+        const int64_t at = places[i] * (x.groups / x.shared) + g / x.shared;
         const F32 by = scale ? load<F32>(scale + at * kLanes) : splat(1);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
@@ -203,7 +203,7 @@ void pair_tile(const Job& job, const Rounded& x, const float* scale, int64_t row
       }
     }
 #pragma GCC unroll 8
-  for (int i = 0; i < P; ++i) finish(job, row, R, p + i, &total[0][i], P);
+  for (int i = 0; i < P; ++i) finish(job, row, R, places[i], &total[0][i], P);
 }
 
 }  // namespace qinfer

@@ -89,32 +89,54 @@ void each_weight(const Job& job, const Run& run) {
 // one thread faster than another.
 template <typename Work>
 void share_panels(const Job& job, const Worker& me, const Work& work) {
-  constexpr int64_t kPiece = 48 << 10;  // bytes at the most: a few microseconds
+  constexpr int64_t kPiece = 48 << 10;  // bytes: a few microseconds
   const int64_t panels = divide_up(job.out, kLanes);
   if (job.order) return me.share(panels, work);  // one of several products between two waits
-  int64_t piece = std::min(kPiece / std::max<int64_t>(job.panel, 1), panels / (16 * me.count));
-  if (piece > 4) piece -= piece % 4;  // whole tiles
-  me.compete(panels, std::max<int64_t>(piece, 1), work);
+  const int64_t piece =
+      std::min(kPiece / std::max<int64_t>(job.panel, 1), panels / (16 * me.count));
+  const bool is_few = panels < 32 * me.count;  // for pieces of whole tiles
+  me.compete(panels, is_few ? 1 : std::max<int64_t>(piece - piece % 4, 4), work);
 }
 
-// With one row memory is what takes the time, and short panels end before the processor's
-// prefetching has learnt to follow them. So while a tile of them is computed, those behind it are
-// asked for, some bytes in every step. Panels too long to wait in the first cache are better left
-// alone.
-template <int R, int kBytes>
+// The panels of a tile: `first` and every `apart`-th behind it, of those up to `end`.
+struct Places {
+  int64_t first, apart, end;
+
+  int64_t operator[](int64_t i) const { return first + i * apart; }
+};
+
+constexpr int64_t kShortTile = 12 << 10;  // bytes
+
+// tile(places) for as many tiles of P panels as there are from p to `end`; where the rest begins.
+// With few rows memory is what takes the time. Tiles that are not short are read a P-th of the
+// whole apart: so each of P streams goes on in the next tile, and the processor's prefetching does
+// not have to learn it anew. The panels of short ones lie side by side (Ahead).
+template <int P, typename Tile>
+int64_t each_tile(const Job& job, int64_t p, int64_t end, const Tile& tile) {
+  const int64_t tiles = (end - p) / P;
+  const bool is_short = P * job.panel <= kShortTile;
+  for (int64_t t = 0; t < tiles; ++t)
+    tile(is_short ? Places{p + t * P, 1, end} : Places{p + t, tiles, end});
+  return p + tiles * P;
+}
+
+// With one row memory takes the time, and the processor's prefetching alone does not keep up. So
+// while a tile is computed, what comes next in each of its panels is asked for; where they are
+// short, in the tile behind. kBytes: of a panel, in a step.
+template <int R, int P, int kBytes>
 struct Ahead {
-  static constexpr int64_t kMost = 24 << 10;
-  const char* from;
+  static constexpr int64_t kFar = 384;            // bytes, where panels go on
+  static constexpr int64_t kEvery = 64 / kBytes;  // steps that share a line of the cache
+  int64_t bytes;
 
-  // A tile of `count` panels at p, of panels up to `end`, `kBytes` of them a step.
-  Ahead(const Job& job, int64_t p, int64_t count, int64_t end)
-      : from(count * job.panel <= kMost && p + count < end ? job.w + (p + count) * job.panel
-                                                           : nullptr) {}
+  Ahead(const Job& job, const Places& places) : bytes(kFar) {
+    if (P * job.panel <= kShortTile) bytes = places.first + P < places.end ? P * job.panel : 0;
+  }
 
-  void ask(int64_t s) const {
+  void ask(const char* const (&panels)[P], int64_t s) const {
     if constexpr (R == 1)
-      if (from)
-        for (int i = 0; i < kBytes; i += 64) __builtin_prefetch(from + s * kBytes + i);
+      if (s % kEvery == 0)
+        for (int i = 0; i < P; ++i) ask_for(panels[i] + s * kBytes + bytes);
   }
 };
 

@@ -72,12 +72,12 @@ struct Worker {
     if (first < end) work(first, end);
   }
 
-  // The same where threads get on at different speeds: the last eighth goes in pieces to whoever
-  // comes first. Once between two waits at the most.
+  // The same where threads get on at different speeds: an eighth or a little more goes in pieces to
+  // whoever comes first, the rest in whole pieces evenly. Once between two waits at the most.
   template <typename Work>
   void compete(int64_t n, int64_t piece, const Work& work) const {
     if (count == 1) return share(n, work);
-    const int64_t even = n - n / 8;
+    const int64_t even = (n - n / 8) / (piece * count) * (piece * count);
     share(even, work);
     for (int64_t at; (at = even + piece * barrier->take(count)) < n;)
       work(at, at + piece < n ? at + piece : n);

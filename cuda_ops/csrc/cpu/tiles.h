@@ -5,16 +5,21 @@
 
 namespace qinfer {
 
-// Call Tile<rows at once, panels at once> over all rows and the panels p to end. Tile<R,
-// 4>::kPanels is 4 if the registers hold that many panels for R rows.
+// Call Tile<R, P>::run for the tiles of P panels from p on; where the rest begins.
+template <template <int, int> class Tile, int R, int P, typename X>
+int64_t tiles_of(const Job& job, const X& x, int64_t row, int64_t p, int64_t end) {
+  return each_tile<P>(job, p, end,
+                      [&](const Places& places) { Tile<R, P>::run(job, x, row, places); });
+}
+
+// Call Tile<rows at once, panels at once> over R rows and the panels p to end. Tile<R, 4>::kPanels
+// is 4 if the registers hold that many panels for R rows.
 template <template <int, int> class Tile, int R, typename X>
 void panels_of(const Job& job, const X& x, int64_t row, int64_t p, int64_t end) {
-  if constexpr (R == 1 && kRegisters == 32)
-    for (; p + 8 <= end; p += 8) Tile<R, 8>::run(job, x, row, p, end);
-  if constexpr (R <= 2 || Tile<R, 4>::kPanels == 4)
-    for (; p + 4 <= end; p += 4) Tile<R, 4>::run(job, x, row, p, end);
-  for (; p + 2 <= end; p += 2) Tile<R, 2>::run(job, x, row, p, end);
-  for (; p < end; ++p) Tile<R, 1>::run(job, x, row, p, end);
+  if constexpr (R == 1 && kRegisters == 32) p = tiles_of<Tile, R, 8>(job, x, row, p, end);
+  if constexpr (R <= 2 || Tile<R, 4>::kPanels == 4) p = tiles_of<Tile, R, 4>(job, x, row, p, end);
+  p = tiles_of<Tile, R, 2>(job, x, row, p, end);
+  tiles_of<Tile, R, 1>(job, x, row, p, end);
 }
 
 // All rows of the panels p to end.
