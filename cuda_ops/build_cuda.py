@@ -13,15 +13,9 @@ from qinfer.core.paths import cache_dir
 from qinfer.core.store import is_intact, make_once
 from qinfer.core.types import OperatorBuild
 from qinfer.cuda_ops import cuda_toolkit
-from qinfer.cuda_ops.build import (
-    PADDLE_LIBRARIES,
-    checked,
-    find_compiler,
-    paddle_folder,
-    run_compiler,
-    shared_runtime,
-)
+from qinfer.cuda_ops.build import PADDLE_LIBRARIES, paddle_folder
 from qinfer.cuda_ops.build_facts import Facts, digest, files_digest, why_again, write
+from qinfer.cuda_ops.compiler import checked, find_compiler, run_compiler, shared_runtime
 
 HERE = Path(__file__).parent
 KERNELS = HERE / "csrc" / "cuda"

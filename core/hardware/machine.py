@@ -65,9 +65,14 @@ def memory() -> tuple[int, int]:
 
 
 def cxx_compiler() -> str | None:
-    """Path of the C++ compiler: $CXX, or the first of the usual names on PATH."""
-    names = (os.environ.get("CXX", "").split() or [""])[0], "g++", "c++", "clang++"
-    return next(filter(None, map(shutil.which, filter(None, names))), None)
+    """Path of the C++ compiler: $CXX and no other, or the first of the usual names on PATH."""
+    names = (wanted,) if (wanted := cxx_wanted()) else ("g++", "c++", "clang++")
+    return next(filter(None, map(shutil.which, names)), None)
+
+
+def cxx_wanted() -> str:
+    """The program that $CXX names; empty if it is not set."""
+    return (os.environ.get("CXX", "").split() or [""])[0]
 
 
 def cuda_compiler() -> str | None:

@@ -36,7 +36,8 @@ def test_it_is_built_once(compiler):
     assert library == plan.library
     assert library.is_file()
     assert len(told) == 1
-    assert {path.name for path in library.parent.iterdir()} == {library.name, "manifest.json"}
+    files = {path.name for path in library.parent.iterdir()}
+    assert files == {library.name, "facts.json", "manifest.json"}
     assert plan_build().is_built
     build(plan_build(), told.append)
     assert len(calls(compiler, "-shared")) == len(told) == 1
@@ -114,6 +115,19 @@ def test_the_target_is_what_the_environment_says(compiler, monkeypatch):
     assert "-mfma" in calls(compiler, "-shared")[0].split()
 
 
+def test_a_compiler_that_does_not_exist_is_named_and_replaced_by_none(compiler, monkeypatch):
+    monkeypatch.setenv("CXX", "clang++-99 -O2")
+    (compiler / "g++").symlink_to(compiler / "c++")
+    monkeypatch.setenv("PATH", str(compiler), prepend=":")
+    with pytest.raises(Unsupported, match=r"CXX names clang\+\+-99 .* no such program"):
+        plan_build()
+    found = findings()
+    assert found["c++"].state == "warning"
+    assert "clang++-99" in found["c++"].value
+    monkeypatch.delenv("CXX")
+    assert not plan_build().is_built
+
+
 def test_a_compiler_that_cannot_tell_the_processor_builds_for_any(compiler):
     (compiler / "old").touch()
     build(plan_build())
@@ -160,7 +174,8 @@ def test_the_command(compiler):
     assert err.startswith("Compiling")
     assert qinfer("build-ops") == (0, out, "already built\n")
     code, out, err = qinfer("build-ops", "--json", "--force")
-    assert json.loads(out) == {"library": str(plan_build().library), "compiled": True}
+    library = str(plan_build().library)
+    assert json.loads(out) == {"arch": "native", "library": library, "compiled": True}
     assert len(calls(compiler, "-shared")) == 2
 
 

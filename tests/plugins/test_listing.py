@@ -21,7 +21,7 @@ def test_third_party_plugins_are_listed_without_importing_anything(qinfer):
     done = qinfer("list-plugins", "--json", on="good broken")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
-    assert document["api"] == "1.3"
+    assert document["api"] == "1.4"
     assert document["damaged"] == []
     rows = {(row["kind"], row["name"]): row for row in document["plugins"]}
     assert rows["model", "acme"] == {
@@ -118,7 +118,7 @@ CHECKED = {
     "osexit": "ended the process with exit code 0 on import",
     "segfault": "crashed with SIGSEGV on import",
     "hang": "still loading after 5 seconds",
-    "api3": "speaks plugin API 3.0, this qinfer speaks 1.3",
+    "api3": "speaks plugin API 3.0, this qinfer speaks 1.4",
     "unmarked": 'defines "step_done" without @hookimpl',
 }
 
