@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import subprocess
@@ -9,6 +10,9 @@ from pathlib import Path
 
 from qinfer.core.errors import Unsupported
 from qinfer.core.hardware.machine import cxx_compiler, cxx_wanted
+
+_OTHER = "Set CXX to another compiler (GCC 10 or newer, Clang 14 or newer)."
+_MAKE_ROOM = "Make room in the cache folder, and where the compiler writes meanwhile (TMPDIR)."
 
 
 def find_compiler(kind: str) -> str:
@@ -45,10 +49,11 @@ def checked(command: list[str]) -> None:
     words = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
     words = words or [f"nothing, and ends with {done.returncode}"]
     first = next((line for line in words if "error" in line.lower()), words[0])
+    is_full = any(os.strerror(errno.ENOSPC) in line for line in words)
     more = "".join(f"\n{line}" for line in words[:20] if len(words) > 1)
     raise Unsupported(
         f"the native operators cannot be compiled; {command[0]} says: {first}{more}",
-        remedy="Set CXX to another compiler (GCC 10 or newer, Clang 14 or newer).",
+        remedy=_MAKE_ROOM if is_full else _OTHER,
     )
 
 

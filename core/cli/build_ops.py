@@ -61,7 +61,7 @@ def _processors(backend: str, arch: tuple[str, ...]) -> list[OperatorBuild]:
     names = [n for name in arch or ["native"] for n in (portable if name == ALL else [name])]
     if unknown := [name for name in names if name not in there]:
         raise UsageError(
-            f"--arch {unknown[0]}: the {backend} backend's operators are not built for that",
+            f"--arch {unknown[0]!r}: the {backend} backend's operators are not built for that",
             remedy=f"There are {', '.join([*there, ALL])}; for cards add --device gpu.",
         )
     return [there[name] for name in dict.fromkeys(names)]

@@ -190,6 +190,16 @@ def test_the_command_with_a_failing_compiler(compiler):
     assert not plan_build().is_built
 
 
+def test_the_command_on_a_full_disk(compiler):
+    says = "x.s: Fatal error: cannot write x.o: 'No space left on device'"
+    script(compiler / "c++", f'#!/bin/sh\necho "{says}" >&2\nexit 1\n')
+    code, out, err = qinfer("build-ops")
+    assert (code, out) == (4, "")
+    assert says in err
+    assert "Make room in the cache folder" in err
+    assert "CXX" not in err
+
+
 def findings():
     names = ("_compilers", "operator_findings")
     found = [f for examine in EXAMINATIONS if examine.__name__ in names for f in examine()]

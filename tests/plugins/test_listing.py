@@ -163,6 +163,13 @@ def test_check_passes_when_all_is_well(qinfer):
     assert "ok      observer acme-good:watch" in done.stdout
 
 
+@pytest.mark.parametrize("seconds", ["nan", "0", "-1"])
+def test_a_timeout_that_is_none_is_refused(qinfer, seconds):
+    done = qinfer("list-plugins", "--check", "--timeout", seconds)
+    assert done.returncode == 2
+    assert "Invalid value for '--timeout'" in done.stderr
+
+
 def test_what_loads_takes_one_process(monkeypatch):
     loads = []
 
