@@ -13,7 +13,7 @@ from building.tools import python, qinfer
 from goldens import tiny
 from qinfer.core.errors import Unsupported
 from qinfer.core.store import make_once
-from qinfer.cuda_ops.build import LIBRARY, build, plan_level
+from qinfer.cuda_ops.build import LIBRARY, build, plan_build, plan_level
 from qinfer.cuda_ops.levels import LEVELS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,10 +23,10 @@ HERE = [level.name for level in LEVELS.values() if not level.lacks()]
 pytestmark = pytest.mark.skipif(not HERE, reason="this processor has no level's instructions")
 
 
-def built(name):
-    """That level's library, compiled for real."""
+def built(plan):
+    """The library, compiled for real."""
     try:
-        return build(plan_level(LEVELS[name]))
+        return build(plan)
     except Unsupported as error:
         pytest.skip(str(error))
 
@@ -43,10 +43,10 @@ def replace(plan, content):
 
 @pytest.fixture
 def image(tmp_path, monkeypatch):
-    """A cache with the least level's library under every level's name. Nothing can be locked in it,
+    """A cache with a library that runs here under every level's name. Nothing can be locked in it,
     nor, unless for root, be written; and there is no compiler.
     """
-    library = built("x86-64-v3").read_bytes()
+    library = built(plan_build()).read_bytes()
     monkeypatch.setenv("QINFER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("CXX", "/nonexistent")
     for level in LEVELS.values():
@@ -107,7 +107,7 @@ def test_a_library_for_more_than_the_processor_has_is_not_loaded(image, ask):
 @pytest.mark.parametrize("name", HERE)
 def test_a_level_s_operators_compute_what_they_should(name):
     """Each in a process of its own, as Paddle registers an operator's name once."""
-    built(name)
+    built(plan_level(LEVELS[name]))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/ops"]
     command += ["-k", "not reference"]  # whose code is no other
     environment = {**os.environ, "QINFER_TARGET": name, "CXX": "/nonexistent"}
