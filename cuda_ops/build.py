@@ -15,11 +15,13 @@ from qinfer.core.paths import cache_dir
 from qinfer.core.store import is_intact, make_once
 from qinfer.cuda_ops.build_facts import Facts, digest, files_digest, why_again, write
 from qinfer.cuda_ops.compiler import (
+    Command,
     checked,
     find_compiler,
     instructions,
     run_compiler,
     shared_runtime,
+    version,
 )
 from qinfer.cuda_ops.levels import LEVELS, Level
 
@@ -101,7 +103,7 @@ def plan_build() -> Build:
         lacking = instructions(compiler, target) - instructions(compiler, NATIVE)
         _require_none(sorted(lacking))
     facts = _facts(target or NATIVE) | {
-        "the compiler": run_compiler([compiler, "--version"]).stdout,
+        "the compiler": version(compiler),
         "the processor": f"{cpu_name()} {cpu_flags()}" if is_native else "",
     }
     name = "target" if target else "native"
@@ -174,12 +176,12 @@ def build(
     return plan.library
 
 
-def _compile(compiler: str, plan: Build, folder: Path) -> None:
+def _compile(compiler: Command, plan: Build, folder: Path) -> None:
     target = _target(compiler, plan)
-    kernel = [compiler, *FLAGS, *target]
+    kernel = [*compiler, *FLAGS, *target]
     include = plan.paddle / "include"
     binding = [
-        compiler,
+        *compiler,
         *FLAGS,
         "-O1",
         "-DPADDLE_NO_PYTHON",
@@ -193,15 +195,15 @@ def _compile(compiler: str, plan: Build, folder: Path) -> None:
     jobs += [(binding, source) for source in sorted(SOURCES.glob(BINDINGS))]
     with ThreadPoolExecutor(len(jobs)) as pool:
         objects = list(pool.map(lambda job: _object(job[0], job[1], folder), jobs))
-    _link([compiler, "-shared", *target, *map(str, objects)], plan.paddle, folder / LIBRARY)
+    _link(compiler, [*target, *map(str, objects)], plan.paddle, folder / LIBRARY)
     for path in objects:
         path.unlink()
     write(plan.facts, folder)
 
 
-def _target(compiler: str, plan: Build) -> tuple[str, ...]:
+def _target(compiler: Command, plan: Build) -> tuple[str, ...]:
     """The plan's, but none where the compiler does not know NATIVE, as some outside x86 don't."""
-    check = [compiler, *NATIVE, "-E", "-x", "c++", os.devnull]
+    check = [*compiler, *NATIVE, "-E", "-x", "c++", os.devnull]
     return () if plan.target == NATIVE and run_compiler(check).returncode else plan.target
 
 
@@ -211,13 +213,15 @@ def _object(command: list[str], source: Path, folder: Path) -> Path:
     return target
 
 
-def _link(command: list[str], paddle: Path, library: Path) -> None:
+def _link(compiler: Command, inputs: list[str], paddle: Path, library: Path) -> None:
     places = (paddle / "base", paddle / "libs")
     there = [n for n in (*PADDLE_LIBRARIES, OPENMP) if any((p / n).exists() for p in places)]
     checked(
         [
-            *command,
-            *shared_runtime(command[0]),
+            *compiler,
+            "-shared",
+            *inputs,
+            *shared_runtime(compiler),
             *(f"-L{place}" for place in places),
             *(f"-l:{name}" for name in there),
             *(() if OPENMP in there else ("-fopenmp",)),  # Paddle without MKL: the compiler's own

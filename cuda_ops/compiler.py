@@ -15,10 +15,13 @@ _OTHER = "Set CXX to another compiler (GCC 10 or newer, Clang 14 or newer)."
 _MAKE_ROOM = "Make room in the cache folder, and where the compiler writes meanwhile (TMPDIR)."
 
 
-def find_compiler(kind: str) -> str:
-    """The C++ compiler; raises Unsupported saying which ``kind`` of operators wants it."""
-    compiler = cxx_compiler()
-    if compiler is not None:
+Command = tuple[str, ...]
+"""A program's path and its first arguments."""
+
+
+def find_compiler(kind: str) -> Command:
+    """What compiles C++; raises Unsupported saying which ``kind`` of operators wants it."""
+    if compiler := cxx_compiler():
         return compiler
     if wanted := cxx_wanted():
         raise Unsupported(
@@ -31,13 +34,18 @@ def find_compiler(kind: str) -> str:
     )
 
 
-def shared_runtime(compiler: str) -> list[str]:
+def version(compiler: Command) -> str:
+    """What it says of itself, and the arguments it is always given."""
+    return " ".join([run_compiler([*compiler, "--version"]).stdout, *compiler[1:]])
+
+
+def shared_runtime(compiler: Command) -> list[str]:
     """The C++ library to link first: the shared one, where the compiler has a file of its name.
 
     Where only the static one is set up for linking, a library gets a copy of its own, whose
     streams are not initialised: every error message crashed the process.
     """
-    found = run_compiler([compiler, "-print-file-name=libstdc++.so.6"]).stdout.strip()
+    found = run_compiler([*compiler, "-print-file-name=libstdc++.so.6"]).stdout.strip()
     return [found] if Path(found).is_absolute() else []
 
 
@@ -71,7 +79,7 @@ def run_compiler(command: list[str]) -> subprocess.CompletedProcess[str]:
         ) from error
 
 
-def instructions(compiler: str, target: tuple[str, ...]) -> set[str]:
+def instructions(compiler: Command, target: tuple[str, ...]) -> set[str]:
     """What the compiler may use beyond the least, as its predefined macros name it: AVX512VNNI."""
-    said = run_compiler([compiler, *target, "-dM", "-E", "-x", "c++", os.devnull]).stdout
+    said = run_compiler([*compiler, *target, "-dM", "-E", "-x", "c++", os.devnull]).stdout
     return set(re.findall(r"^#define __((?:AVX|FMA|F16C|ARM_FEATURE_)\w*?)_* 1$", said, re.M))

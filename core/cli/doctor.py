@@ -89,9 +89,8 @@ def _packages() -> Iterator[Finding]:
 
 
 def _compilers() -> Iterator[Finding]:
-    compiler = machine.cxx_compiler()
-    if compiler:
-        yield Finding(name="c++", value=compiler)
+    if compiler := machine.cxx_compiler():
+        yield Finding(name="c++", value=" ".join(compiler))
     elif wanted := machine.cxx_wanted():
         lost = f"CXX names {wanted}, and there is no such program"
         yield warning("c++", lost, "Correct or unset it: the usual compilers are found on PATH.")

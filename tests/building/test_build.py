@@ -128,6 +128,17 @@ def test_a_compiler_that_does_not_exist_is_named_and_replaced_by_none(compiler, 
     assert not plan_build().is_built
 
 
+def test_a_compiler_with_a_launcher_and_flags(compiler, tmp_path, monkeypatch):
+    launcher = script(tmp_path / "launch", '#!/bin/sh\necho "$@" >> "$0.log"\nexec "$@"\n')
+    bare = plan_build().folder
+    monkeypatch.setenv("CXX", f"{launcher} {compiler / 'c++'} -O1")
+    assert plan_build().folder != bare
+    assert build(plan_build()).is_file()
+    launched = (tmp_path / "launch.log").read_text().splitlines()
+    assert {line.split()[1] for line in launched} == {"-O1"}
+    assert len(calls(compiler, "-shared")) == 1
+
+
 def test_a_compiler_that_cannot_tell_the_processor_builds_for_any(compiler):
     (compiler / "old").touch()
     build(plan_build())

@@ -181,7 +181,7 @@ def test_the_command(compiler):
     ]
     code, out, err = qinfer("build-ops", "--arch", "avx2")
     assert (code, out) == (2, "")
-    assert "--arch avx2" in err
+    assert "--arch 'avx2'" in err
     assert "x86-64-v3, x86-64-v4" in err
 
 
