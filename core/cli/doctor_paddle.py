@@ -91,8 +91,8 @@ def _loaded(found: dict[str, Any]) -> str:
     """Which of the libraries a run takes, and why."""
     portable = {build["name"]: build for build in found["portable"]}
     if level := portable.get(found["loaded"]):
-        why = "what is built for several processors and is the best for this one"
-        return f"those for {level['name']} at {level['library']}: {why}"
+        why = f"{level['name']}, the best level built that this processor has"
+        return f"built for {why}, at {level['library']}"
     if found["is_built"]:
         return f"built for this processor at {found['library']}"
     when = "at first use, which takes about half a minute, or by qinfer build-ops"

@@ -197,7 +197,7 @@ def test_doctor_says_which_are_built_and_what_is_loaded(compiler, monkeypatch):
     found = findings()
     assert list(found) == ["operators", *LEVELS]
     if not LEVELS["x86-64-v3"].lacks():
-        assert found["operators"].value.startswith("those for x86-64-v3 at ")
+        assert found["operators"].value.startswith("built for x86-64-v3, the best level ")
         assert found["x86-64-v3"].value == "built; runs here"
     assert found["x86-64-v4"].value.startswith("not built; ")
     assert found["avx512-bf16"].state == "warning"
