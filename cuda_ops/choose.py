@@ -15,25 +15,21 @@ Progress = Callable[[str], None]
 
 
 def candidates(progress: Progress) -> Iterator[Build]:
-    """What a run tries, one after the other: what TARGET says and nothing else; or what is built
-    for this processor, then what is built for a level it has, the best first, and last what would
-    be compiled. ``progress`` is told of damaged ones. Raises Unsupported where none is left.
+    """What a run tries, one after the other: what TARGET says or what is built for this processor,
+    and nothing else; or what is built for a level it has, the best first, and last what would be
+    compiled. ``progress`` is told of damaged ones. Raises Unsupported where none is left.
     """
-    if os.environ.get(TARGET):
+    if os.environ.get(TARGET, "").strip():
         yield plan_build()
         return
     try:
-        here, why = plan_build(), None
-    except Unsupported as error:
-        here, why = None, error
-    is_built = here is not None and here.is_built
-    if here is not None and is_built:
-        yield here
-    yield from _built_levels(progress)
-    if why is not None:
-        raise why
-    if here is not None and not is_built:
-        yield here
+        here = plan_build()
+    except Unsupported:  # no compiler
+        yield from _built_levels(progress)
+        raise
+    if not here.is_built:
+        yield from _built_levels(progress)
+    yield here
 
 
 def _built_levels(progress: Progress) -> Iterator[Build]:
