@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class QinferError(Exception):
     """Base of all expected errors: one message (what, where, why) and what to do about it."""
@@ -55,3 +57,8 @@ class BadInput(QinferError):
 
 class BadCheckpoint(BadInput):
     """A model's files are missing, damaged, contradictory, or of a family no plugin reads."""
+
+
+def cannot_write(path: Path, error: OSError, *, remedy: str) -> QinferError:
+    """The error for an output that the system does not let us write."""
+    return QinferError(f"cannot write {path}: {error.strerror or error}", remedy=remedy)

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+
+
+@dataclass
+class AnswerLine:
+    """Whether an answer on standard output stands in the midst of a line."""
+
+    is_open: bool = False
+
+
+answer_line = AnswerLine()
+"""Whoever prints an answer says it here, for the notes that come meanwhile."""
 
 
 class TerminalProgress:
     """Bars and notes on stderr; bars only where that is a terminal."""
 
     def note(self, text: str) -> None:
-        """Print one line."""
+        """Print one line, a line of its own also while an answer is shown in the same place."""
+        if answer_line.is_open and _is_one_place():
+            print(file=sys.stderr)  # noqa: T201
+            answer_line.is_open = False
         print(text, file=sys.stderr, flush=True)  # noqa: T201
 
     @contextmanager
@@ -37,6 +53,14 @@ class TerminalProgress:
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task(text, total=total)
             yield lambda done: progress.advance(task, done)
+
+
+def _is_one_place() -> bool:
+    """Whether standard output and standard error are the same terminal, pipe or file."""
+    try:
+        return os.path.sameopenfile(sys.stdout.fileno(), sys.stderr.fileno())
+    except (OSError, ValueError, AttributeError):  # closed, or no file at all
+        return False
 
 
 class NoProgress:

@@ -55,10 +55,13 @@ def make_once(
     """Make ``folder`` unless it is intact, with ``force`` also then: ``fill`` writes its files into
     an empty folder beside it, which then takes the name ``folder`` in one step.
 
-    One process at a time does this, the others wait. What a killed one left is removed.
+    One process at a time does this, the others wait. What a killed one left is removed. Of what is
+    there nothing is written, not even a lock: it may lie in an image that cannot be.
     Raises BadCheckpoint when the disk is full or the cache cannot be written; then, as with any
     error out of ``fill``, nothing is left behind.
     """
+    if not force and is_intact(folder, verify=verify):
+        return
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _locked(folder.parent / f"{folder.name}.lock", progress):

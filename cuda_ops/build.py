@@ -1,21 +1,29 @@
-"""Compiling the native operators, once for each processor, compiler and Paddle version."""
+"""Compiling the native operators: for the processor at hand, or for a level of processors."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
-import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from qinfer.core.errors import BadCheckpoint, Unsupported
-from qinfer.core.hardware.machine import cpu_flags, cpu_name, cxx_compiler
+from qinfer.core.errors import BadCheckpoint, Unsupported, UsageError
+from qinfer.core.hardware.machine import cpu_flags, cpu_name
 from qinfer.core.paths import cache_dir
 from qinfer.core.store import is_intact, make_once
+from qinfer.cuda_ops.build_facts import Facts, digest, files_digest, why_again, write
+from qinfer.cuda_ops.compiler import (
+    Command,
+    checked,
+    find_compiler,
+    instructions,
+    run_compiler,
+    shared_runtime,
+    version,
+)
+from qinfer.cuda_ops.levels import LEVELS, Level
 
 SOURCES = Path(__file__).parent / "csrc"
 BINDINGS = "bindings*.cc"
@@ -26,7 +34,8 @@ old GCC did. One set of flags compiles all there is, so nobody can disagree."""
 
 NATIVE = ("-march=native",)
 TARGET = "QINFER_TARGET"
-"""Environment variable: flags that choose the instruction set, in place of NATIVE."""
+"""Environment variable: the name of a level, or flags that choose the instruction set, in place of
+NATIVE."""
 
 PADDLE_LIBRARIES = ("libpaddle.so", "libphi.so", "libphi_core.so", "libcommon.so")
 OPENMP = "libiomp5.so"
@@ -35,12 +44,20 @@ OPENMP = "libiomp5.so"
 
 @dataclass(frozen=True, kw_only=True)
 class Build:
-    """One way to compile: the compiler, the instruction set, and the folder the result is in."""
+    """One way to compile: for which processors ("native", a level's name, or "target" for what
+    TARGET says), the instruction set, what it depends on, and the folder the result is in.
+    """
 
-    compiler: str
+    name: str
     target: tuple[str, ...]
     paddle: Path
-    folder: Path
+    facts: Facts
+    level: Level | None = None
+
+    @property
+    def folder(self) -> Path:
+        """In the cache, named by everything the result depends on."""
+        return cache_dir() / "operators" / f"{digest(self.facts)}-{self.name}"
 
     @property
     def library(self) -> Path:
@@ -52,16 +69,11 @@ class Build:
         """Whether it is there and undamaged."""
         return is_intact(self.folder, verify=True)
 
-
-def find_compiler(kind: str) -> str:
-    """The C++ compiler; raises Unsupported saying which ``kind`` of operators wants it."""
-    compiler = cxx_compiler()
-    if compiler is None:
-        raise Unsupported(
-            f"there is no C++ compiler to build the {kind} operators with",
-            remedy="Install one (Debian, Ubuntu: apt-get install g++) or set CXX.",
-        )
-    return compiler
+    @property
+    def reason(self) -> str:
+        """Why it has to be built; empty if it has not."""
+        earlier = self.folder.parent.glob(f"*-{self.name}")
+        return "" if self.is_built else why_again(self.facts, earlier)
 
 
 def paddle_folder() -> Path:
@@ -76,50 +88,67 @@ def paddle_folder() -> Path:
 
 
 def plan_build() -> Build:
-    """What would be built here, and where. Raises Unsupported without a C++ compiler.
+    """What would be built here: for this processor, or what TARGET says.
 
-    The folder's name is a digest of everything the result depends on: the sources, the flags, the
-    compiler's version, Paddle's version and, unless TARGET names another, the processor. Raises
-    Unsupported as well where TARGET has instructions that this processor does not have.
+    A build for this processor depends on the compiler's version and the processor's name and flags
+    as well. Raises Unsupported without a C++ compiler and where TARGET has instructions that this
+    processor does not have, UsageError where TARGET is neither a level nor flags.
     """
-    compiler, paddle = find_compiler("native"), paddle_folder()
-    target = tuple(os.environ.get(TARGET, "").split()) or NATIVE
-    digest = hashlib.sha256((paddle / "version" / "__init__.py").read_bytes())
-    digest.update(sources_digest().encode())
-    said = run_compiler([compiler, "--version"]).stdout
-    is_native = any(flag.endswith("=native") for flag in target)
-    processor = (cpu_name(), cpu_flags()) if is_native else ()
+    target = tuple(os.environ.get(TARGET, "").split())
+    if target and not target[0].startswith("-"):
+        return _plan_named(" ".join(target))
+    compiler = find_compiler("native")
+    is_native = not target or any(flag.endswith("=native") for flag in target)
     if not is_native:
-        _require_instructions(compiler, target)
-    digest.update("\0".join((*FLAGS, *target, said, *processor)).encode())
-    folder = cache_dir() / "operators" / digest.hexdigest()[:20]
-    return Build(compiler=compiler, target=target, paddle=paddle, folder=folder)
+        lacking = instructions(compiler, target) - instructions(compiler, NATIVE)
+        _require_none(sorted(lacking))
+    facts = _facts(target or NATIVE) | {
+        "the compiler": version(compiler),
+        "the processor": f"{cpu_name()} {cpu_flags()}" if is_native else "",
+    }
+    name = "target" if target else "native"
+    return Build(name=name, target=target or NATIVE, paddle=paddle_folder(), facts=facts)
 
 
-def _require_instructions(compiler: str, target: tuple[str, ...]) -> None:
+def plan_level(level: Level) -> Build:
+    """What would be built for the level. Any compiler's result will do: it may be gone by now."""
+    facts = _facts(level.target)
+    paddle = paddle_folder()
+    return Build(name=level.name, target=level.target, paddle=paddle, facts=facts, level=level)
+
+
+def _plan_named(name: str) -> Build:
+    if name not in LEVELS:
+        raise UsageError(
+            f"{TARGET} is {name!r}, which is no level of processors",
+            remedy=f"Levels are {', '.join(LEVELS)}; a compiler's flags begin with -.",
+        )
+    _require_none(LEVELS[name].lacks())
+    return plan_level(LEVELS[name])
+
+
+def _require_none(lacking: Sequence[str]) -> None:
     """The system would end the process at the first instruction that the processor lacks."""
-    lacking = _instructions(compiler, target) - _instructions(compiler, NATIVE)
     if lacking:
         raise Unsupported(
-            f"{TARGET}={' '.join(target)} is for processors with {', '.join(sorted(lacking))}, "
+            f"{TARGET}={os.environ[TARGET]} is for processors with {', '.join(lacking)}, "
             "which this one does not have",
-            remedy="Unset it, or let it name less; -march=x86-64-v3 is AVX2.",
+            remedy="Unset it, or let it name less; x86-64-v3 is AVX2.",
         )
 
 
-def _instructions(compiler: str, target: tuple[str, ...]) -> set[str]:
-    """What the compiler may use beyond the least, as its predefined macros name it: AVX512VNNI."""
-    said = run_compiler([compiler, *target, "-dM", "-E", "-x", "c++", os.devnull]).stdout
-    return set(re.findall(r"^#define __((?:AVX|FMA|F16C|ARM_FEATURE_)\w*?)_* 1$", said, re.M))
+def _facts(target: Sequence[str]) -> dict[str, str]:
+    version = paddle_folder() / "version" / "__init__.py"
+    return {
+        "the sources": sources_digest(),
+        "Paddle": version.read_text(encoding="utf-8"),
+        "the flags": " ".join((*FLAGS, *target)),
+    }
 
 
 def sources_digest() -> str:
     """A digest of the sources of the CPU operators."""
-    digest = hashlib.sha256()
-    for path in sorted([*SOURCES.glob("*.*"), *(SOURCES / "cpu").iterdir()]):
-        name = path.relative_to(SOURCES).as_posix()
-        digest.update(name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:20]
+    return files_digest([*SOURCES.glob("*.*"), *(SOURCES / "cpu").iterdir()])[:20]
 
 
 def build(
@@ -132,9 +161,11 @@ def build(
     """
 
     def fill(folder: Path) -> None:
+        compiler = find_compiler("native")
         if progress is not None:
-            progress("Compiling the operators for this processor (once, about half a minute)")
-        _compile(plan, folder)
+            whom = plan.level.name if plan.level else "this processor"
+            progress(f"Compiling the operators for {whom} (once, about half a minute)")
+        _compile(compiler, plan, folder)
 
     try:
         make_once(plan.folder, fill, verify=True, force=force, progress=progress)
@@ -145,12 +176,12 @@ def build(
     return plan.library
 
 
-def _compile(plan: Build, folder: Path) -> None:
-    target = _target(plan)
-    kernel = [plan.compiler, *FLAGS, *target]
+def _compile(compiler: Command, plan: Build, folder: Path) -> None:
+    target = _target(compiler, plan)
+    kernel = [*compiler, *FLAGS, *target]
     include = plan.paddle / "include"
     binding = [
-        plan.compiler,
+        *compiler,
         *FLAGS,
         "-O1",
         "-DPADDLE_NO_PYTHON",
@@ -164,14 +195,15 @@ def _compile(plan: Build, folder: Path) -> None:
     jobs += [(binding, source) for source in sorted(SOURCES.glob(BINDINGS))]
     with ThreadPoolExecutor(len(jobs)) as pool:
         objects = list(pool.map(lambda job: _object(job[0], job[1], folder), jobs))
-    _link(plan, target, objects, folder / LIBRARY)
+    _link(compiler, [*target, *map(str, objects)], plan.paddle, folder / LIBRARY)
     for path in objects:
         path.unlink()
+    write(plan.facts, folder)
 
 
-def _target(plan: Build) -> tuple[str, ...]:
+def _target(compiler: Command, plan: Build) -> tuple[str, ...]:
     """The plan's, but none where the compiler does not know NATIVE, as some outside x86 don't."""
-    check = [plan.compiler, *NATIVE, "-E", "-x", "c++", os.devnull]
+    check = [*compiler, *NATIVE, "-E", "-x", "c++", os.devnull]
     return () if plan.target == NATIVE and run_compiler(check).returncode else plan.target
 
 
@@ -181,16 +213,15 @@ def _object(command: list[str], source: Path, folder: Path) -> Path:
     return target
 
 
-def _link(plan: Build, target: tuple[str, ...], objects: list[Path], library: Path) -> None:
-    places = (plan.paddle / "base", plan.paddle / "libs")
+def _link(compiler: Command, inputs: list[str], paddle: Path, library: Path) -> None:
+    places = (paddle / "base", paddle / "libs")
     there = [n for n in (*PADDLE_LIBRARIES, OPENMP) if any((p / n).exists() for p in places)]
     checked(
         [
-            plan.compiler,
+            *compiler,
             "-shared",
-            *target,
-            *map(str, objects),
-            *shared_runtime(plan.compiler),
+            *inputs,
+            *shared_runtime(compiler),
             *(f"-L{place}" for place in places),
             *(f"-l:{name}" for name in there),
             *(() if OPENMP in there else ("-fopenmp",)),  # Paddle without MKL: the compiler's own
@@ -199,42 +230,3 @@ def _link(plan: Build, target: tuple[str, ...], objects: list[Path], library: Pa
             str(library),
         ]
     )
-
-
-def shared_runtime(compiler: str) -> list[str]:
-    """The C++ library to link first: the shared one, where the compiler has a file of its name.
-
-    Where only the static one is set up for linking, a library gets a copy of its own, whose
-    streams are not initialised: every error message crashed the process.
-    """
-    found = run_compiler([compiler, "-print-file-name=libstdc++.so.6"]).stdout.strip()
-    return [found] if Path(found).is_absolute() else []
-
-
-def checked(command: list[str]) -> None:
-    """Run a compiler; raises Unsupported with its words if it fails."""
-    done = run_compiler(command)
-    if done.returncode == 0:
-        return
-    words = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-    words = words or [f"nothing, and ends with {done.returncode}"]
-    first = next((line for line in words if "error" in line.lower()), words[0])
-    more = "".join(f"\n{line}" for line in words[:20] if len(words) > 1)
-    raise Unsupported(
-        f"the native operators cannot be compiled; {command[0]} says: {first}{more}",
-        remedy="Set CXX to another compiler (GCC 10 or newer, Clang 14 or newer).",
-    )
-
-
-def run_compiler(command: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run a compiler and keep what it says; raises Unsupported where it cannot be run."""
-    environment = {**os.environ, "LC_ALL": "C"}
-    try:
-        return subprocess.run(
-            command, capture_output=True, text=True, errors="replace", env=environment, check=False
-        )
-    except OSError as error:
-        raise Unsupported(
-            f"the C++ compiler {command[0]} cannot be run: {error}",
-            remedy="Set CXX to a working compiler.",
-        ) from error

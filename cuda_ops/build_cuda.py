@@ -13,15 +13,9 @@ from qinfer.core.paths import cache_dir
 from qinfer.core.store import is_intact, make_once
 from qinfer.core.types import OperatorBuild
 from qinfer.cuda_ops import cuda_toolkit
-from qinfer.cuda_ops.build import (
-    PADDLE_LIBRARIES,
-    checked,
-    find_compiler,
-    paddle_folder,
-    run_compiler,
-    shared_runtime,
-)
+from qinfer.cuda_ops.build import PADDLE_LIBRARIES, paddle_folder
 from qinfer.cuda_ops.build_facts import Facts, digest, files_digest, why_again, write
+from qinfer.cuda_ops.compiler import Command, checked, find_compiler, shared_runtime, version
 
 HERE = Path(__file__).parent
 KERNELS = HERE / "csrc" / "cuda"
@@ -40,7 +34,7 @@ class CudaBuild:
     """
 
     nvcc: str
-    compiler: str
+    compiler: Command
     architectures: tuple[str, ...]
     paddle: Path
     cuda: Path
@@ -85,7 +79,7 @@ def plan_cuda(architectures: Sequence[str] = ()) -> CudaBuild:
         "the sources": sources_digest(),
         "Paddle": (paddle / "version" / "__init__.py").read_text(encoding="utf-8"),
         "the CUDA compiler": said,
-        "the C++ compiler": run_compiler([compiler, "--version"]).stdout,
+        "the C++ compiler": version(compiler),
         "cuBLAS": str(cublas),
         "the cards": " ".join(wanted),
         "the flags": " ".join((*FLAGS, *CUDA_FLAGS)),
@@ -156,15 +150,21 @@ def _runtime(plan: CudaBuild) -> list[str]:
 def _compile_plugin(plan: CudaBuild, folder: Path) -> None:
     sources = [str(path) for path in sorted(PLUGIN.glob("*.cc"))]
     flags = [*FLAGS, "-fvisibility=hidden", *_includes(plan), "-shared"]
-    checked([plan.compiler, *flags, *sources, "-o", str(folder / DEVICE), *_runtime(plan)])
+    checked([*plan.compiler, *flags, *sources, "-o", str(folder / DEVICE), *_runtime(plan)])
+
+
+def _program(compiler: Command) -> str:
+    """The compiler itself, without its launcher and arguments: nvcc takes no more."""
+    has_launcher = len(compiler) > 1 and not compiler[1].startswith("-")
+    return compiler[1] if has_launcher else compiler[0]
 
 
 def _compile_operators(plan: CudaBuild, folder: Path) -> None:
     # "a": with the instructions that only this architecture has (csrc/cuda/hopper.cuh)
     names = [f"{name}a" if name == "90" else name for name in plan.architectures]
     codes = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in names]
-    kernel = [plan.nvcc, *CUDA_FLAGS, *codes, "-ccbin", plan.compiler]
-    binding = [plan.compiler, *FLAGS, *_includes(plan)]
+    kernel = [plan.nvcc, *CUDA_FLAGS, *codes, "-ccbin", _program(plan.compiler)]
+    binding = [*plan.compiler, *FLAGS, *_includes(plan)]
     links = []
     if plan.cublas is not None:
         include, library = plan.cublas
@@ -185,7 +185,7 @@ def _compile_operators(plan: CudaBuild, folder: Path) -> None:
     there = [n for n in PADDLE_LIBRARIES if any((p / n).exists() for p in places)]
     checked(
         [
-            plan.compiler,
+            *plan.compiler,
             "-shared",
             *map(str, objects),
             *links,

@@ -7,6 +7,8 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from qinfer.core.types import NEVER_BUILT
+
 FILE = "facts.json"
 """In the folder of a build: what it was made of."""
 
@@ -41,7 +43,7 @@ def why_again(facts: Facts, earlier: Iterable[Path]) -> str:
         key=lambda path: path.stat().st_mtime,
     )
     if not made:
-        return "never built before"
+        return NEVER_BUILT
     try:
         old = json.loads(made[-1].read_text(encoding="utf-8"))
     except ValueError:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from qinfer.core.errors import Unsupported, UsageError
 from qinfer.core.hardware.nvidia import cards
-from qinfer.cuda_ops.build import run_compiler
+from qinfer.cuda_ops.compiler import run_compiler
 
 LEAST_CUDA = 12
 

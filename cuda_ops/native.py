@@ -11,7 +11,8 @@ from pathlib import Path
 
 from qinfer.core.errors import Unsupported, UsageError
 from qinfer.cuda_ops import native_decoder, native_experts, native_linear  # noqa: F401
-from qinfer.cuda_ops.build import build, plan_build
+from qinfer.cuda_ops.build import TARGET, Build, build
+from qinfer.cuda_ops.choose import candidates
 from qinfer.cuda_ops.native_table import CPU
 from qinfer.cuda_ops.record import Recorder, set_recorder
 from qinfer.cuda_ops.table import REFERENCE, use
@@ -23,7 +24,7 @@ _loaded: set[Path] = set()
 
 
 def use_native(*, require: bool, progress: Callable[[str], None]) -> str:
-    """Switch the table to the native CPU operators, compiling them if need be.
+    """Switch the table to the native CPU operators, compiling them if none are there.
 
     Returns a line saying what is used. Without a compiler, or if it fails, that is the reference,
     and ``progress`` is told why; with ``require`` the reason is raised as Unsupported.
@@ -37,8 +38,7 @@ def use_native(*, require: bool, progress: Callable[[str], None]) -> str:
         use(REFERENCE)
         return f"operators: reference ({CHOICE} says so)"
     try:
-        library = build(plan_build(), progress)
-        load(library)
+        plan = _load_best(progress)
     except Unsupported as error:
         if require:
             raise
@@ -46,8 +46,22 @@ def use_native(*, require: bool, progress: Callable[[str], None]) -> str:
         progress(f"Using the slow reference operators: {error.message.splitlines()[0]}")
         return "operators: reference"
     use(CPU)
-    set_recorder(Recorder(library))
-    return "operators: native, compiled for this processor"
+    set_recorder(Recorder(plan.library))
+    whom = plan.level.name if plan.level else "this processor"
+    return f"operators: native, compiled for {whom}"
+
+
+def _load_best(progress: Callable[[str], None]) -> Build:
+    """Load the first candidate that can be; those for a level may have been built elsewhere."""
+    for plan in candidates(progress):
+        try:
+            load(build(plan, progress))
+            return plan
+        except Unsupported as error:
+            if plan.level is None or os.environ.get(TARGET):
+                raise
+            progress(f"Passing over the operators for {plan.name}: {error.message.splitlines()[0]}")
+    raise AssertionError("the last candidate is loaded or raises")
 
 
 def load(library: Path) -> None:

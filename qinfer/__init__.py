@@ -6,11 +6,12 @@ of the names below is used.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 __version__ = "0.1.0"
 
+TYPE_CHECKING = False  # typing's own would have to be imported, and Ctrl-C might hit that
 if TYPE_CHECKING:
+    from typing import Any
+
     from qinfer.core.llm import LLM
     from qinfer.core.params import SamplingParams
     from qinfer.core.specs import hookimpl

@@ -13,7 +13,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from qinfer.core.errors import QinferError, UsageError
+from qinfer.core.errors import UsageError, cannot_write
 
 _VERSION = 1
 _CONTINUE = "Make room and run the same command again: it continues where it stopped."
@@ -36,7 +36,7 @@ class Journal:
         try:
             self._file = FileIO(self.path, "a+")
         except OSError as error:
-            raise _cannot_write(self.path, error, _ELSEWHERE) from None
+            raise cannot_write(self.path, error, remedy=_ELSEWHERE) from None
         try:
             _lock(self._file, self.path)
             if restart:
@@ -70,7 +70,7 @@ class Journal:
             self.path.unlink()
         except OSError as error:
             ordered.unlink(missing_ok=True)
-            raise _cannot_write(self._output, error) from None
+            raise cannot_write(self._output, error, remedy=_CONTINUE) from None
 
     def close(self) -> None:
         """Close the file; the partial output stays unless it was published."""
@@ -127,7 +127,7 @@ class Journal:
             while data:  # a nearly full disk takes a part, and only the next write fails
                 data = data[self._file.write(data) or 0 :]
         except OSError as error:
-            raise _cannot_write(self.path, error) from None
+            raise cannot_write(self.path, error, remedy=_CONTINUE) from None
         return begin
 
 
@@ -137,10 +137,6 @@ def encode_line(record: Mapping[str, Any]) -> bytes:
         return json.dumps(record, ensure_ascii=False).encode() + b"\n"
     except UnicodeEncodeError:
         return json.dumps(record).encode() + b"\n"
-
-
-def _cannot_write(path: Path, error: OSError, remedy: str = _CONTINUE) -> QinferError:
-    return QinferError(f"cannot write {path}: {error.strerror or error}", remedy=remedy)
 
 
 def _lock(file: FileIO, path: Path) -> None:

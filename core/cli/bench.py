@@ -16,6 +16,9 @@ from qinfer.core.errors import UsageError
 
 WORK = "Measurement"
 COUNT = click.IntRange(min=1)
+MOST_REQUESTS = 65536
+"""Their prompts are all made before the first is computed."""
+REQUESTS = click.IntRange(min=1, max=MOST_REQUESTS)
 
 COLUMNS = {
     "quant": "quant",
@@ -47,8 +50,8 @@ KERNEL_COLUMNS = {
 @click.command("bench", cls=GroupedCommand, context_settings={"max_content_width": 100})
 @option(MODEL, "--model", metavar="FOLDER|HUB_ID", help="Checkpoint; without it, the demo.")
 @option(MODEL, "--config", metavar="NAME|FILE", default="",
-        help="Random weights for a published model such as qwen2-7b, or for a config.json, "
-        "instead of a checkpoint.")  # fmt: skip
+        help="Random weights for a published model such as qwen2-7b, or for a config.json "
+        "or its folder, instead of a checkpoint.")  # fmt: skip
 @option(MODEL, "--plugin", metavar="NAME", help="Model family's plugin.")
 @option(MODEL, "--quant", "schemes", metavar="NAME", multiple=True, default=["auto"],
         show_default=True, help="Scheme to measure. Can be repeated.")  # fmt: skip
@@ -73,9 +76,9 @@ KERNEL_COLUMNS = {
         help="Random tokens in each prompt. Can be repeated.")  # fmt: skip
 @option(WORK, "--output-tokens", type=COUNT, default=64, show_default=True,
         help="Tokens to generate for each.")  # fmt: skip
-@option(WORK, "--batch-size", "batch_sizes", type=COUNT, multiple=True, default=[1],
+@option(WORK, "--batch-size", "batch_sizes", type=REQUESTS, multiple=True, default=[1],
         show_default=True, help="Requests at a time. Can be repeated.")  # fmt: skip
-@option(WORK, "--requests", type=click.IntRange(min=0), default=0,
+@option(WORK, "--requests", type=click.IntRange(min=0, max=MOST_REQUESTS), default=0,
         help="Of a run, as many at a time as the batch size; by default that many.")  # fmt: skip
 @option(WORK, "--max-batch-tokens", type=click.IntRange(min=0), default=0,
         help="Most tokens of a step; by default the device's: see run.")  # fmt: skip

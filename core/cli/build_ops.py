@@ -10,6 +10,8 @@ from qinfer.core.cli.show import note
 from qinfer.core.errors import UsageError
 from qinfer.core.types import OperatorBuild
 
+ALL = "all"
+
 
 @click.command("build-ops")
 @click.option("--backend", metavar="NAME", default="dynamic", show_default=True, help="Whose.")
@@ -22,10 +24,11 @@ from qinfer.core.types import OperatorBuild
 )
 @click.option(
     "--arch",
-    metavar="NUMBER",
+    metavar="NAME",
     multiple=True,
-    help="With --device gpu: a card's compute capability without its point, such as 90. Can be "
-    "repeated. Without it, the cards that are here.",
+    help="What to compile for, instead of what is here; can be repeated. Processors: x86-64-v3 "
+    "(AVX2), x86-64-v4 (AVX-512), avx512-vnni, avx512-bf16, all of these (all), or native. Cards: "
+    "the compute capability without its point, such as 90.",
 )
 @click.option("--force", is_flag=True, help="Compile even if it has been done.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (keys above).")
@@ -33,18 +36,35 @@ def command(backend: str, device: str, arch: tuple[str, ...], force: bool, as_js
     """Compile the native operators for this processor, or for NVIDIA cards, into the cache; print
     the library's path.
 
-    Exits with 4 and the compiler's words where that fails. The JSON object has "library" (the
-    path) and "compiled" (false if that had been done before).
+    With --arch x86-64-v3 and the like it makes libraries for other processors too, a line each: of
+    those in its cache a run takes the best that its processor can run, and needs no compiler.
+
+    Exits with 4 and the compiler's words where that fails. The JSON object, a line for each
+    library, has "arch", "library" (the path) and "compiled" (false if that had been done before).
     """
-    if arch and device != "gpu":
-        raise UsageError("--arch is for --device gpu", remedy="Add --device gpu.")
-    plan = plan_gpu_operators(arch) if device == "gpu" else plan_operators(backend)
-    compiled = force or not plan.is_built
-    if not compiled:
-        note("already built")
-    library = str(plan.build(force))
-    click.echo(json.dumps({"library": library, "compiled": compiled}) if as_json else library)
+    plans = [plan_gpu_operators(arch)] if device == "gpu" else _processors(backend, arch)
+    for plan in plans:
+        compiled = force or not plan.is_built
+        if not compiled:
+            note("already built" if len(plans) == 1 else f"{plan.name}: already built")
+        library = str(plan.build(force))
+        found = {"arch": plan.name, "library": library, "compiled": compiled}
+        click.echo(json.dumps(found) if as_json else library)
     return 0
+
+
+def _processors(backend: str, arch: tuple[str, ...]) -> list[OperatorBuild]:
+    """The builds of those names, each once; without one, that for this processor."""
+    plan = plan_operators(backend)
+    portable = {build.name: build for build in plan.portable}
+    there = {"native": plan, **portable}
+    names = [n for name in arch or ["native"] for n in (portable if name == ALL else [name])]
+    if unknown := [name for name in names if name not in there]:
+        raise UsageError(
+            f"--arch {unknown[0]!r}: the {backend} backend's operators are not built for that",
+            remedy=f"There are {', '.join([*there, ALL])}; for cards add --device gpu.",
+        )
+    return [there[name] for name in dict.fromkeys(names)]
 
 
 def plan_gpu_operators(arch: tuple[str, ...] = ()) -> OperatorBuild:

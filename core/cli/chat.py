@@ -19,7 +19,7 @@ from qinfer.core.cli.options import (
     sampling_options,
     sampling_params,
 )
-from qinfer.core.cli.show import note, show_model, speeds
+from qinfer.core.cli.show import end_line, note, piece, show_model, speeds
 from qinfer.core.cli.texts import decode
 from qinfer.core.errors import BadInput
 
@@ -135,7 +135,7 @@ class _Session:
             with stoppable() as stopped, closing(self._stream(messages)) as deltas:
                 for delta in deltas:
                     pieces.append(delta.text)
-                    click.echo(delta.text, nl=False)
+                    piece(delta.text)
                     ending = delta.finish_reason or ending
                     stats = delta.stats or stats
                     if stopped():
@@ -144,7 +144,7 @@ class _Session:
         except BadInput:
             self._talk.take_back()
             raise
-        click.echo()
+        end_line()
         self._talk.answered("".join(pieces))
         if ending == "abort" and not self._terminal:
             raise KeyboardInterrupt

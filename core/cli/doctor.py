@@ -89,12 +89,14 @@ def _packages() -> Iterator[Finding]:
 
 
 def _compilers() -> Iterator[Finding]:
-    compiler = machine.cxx_compiler()
-    if compiler:
-        yield Finding(name="c++", value=compiler)
+    if compiler := machine.cxx_compiler():
+        yield Finding(name="c++", value=" ".join(compiler))
+    elif wanted := machine.cxx_wanted():
+        lost = f"CXX names {wanted}, and there is no such program"
+        yield warning("c++", lost, "Correct or unset it: the usual compilers are found on PATH.")
     else:
-        slow = "no compiler: the slow reference operators are used"
-        yield warning("c++", slow, "Install g++ (Debian, Ubuntu: apt-get install g++) or set CXX.")
+        lost = "not found (operators that are not built yet need one)"
+        yield warning("c++", lost, "Install g++ (Debian, Ubuntu: apt-get install g++) or set CXX.")
     value = machine.cuda_compiler() or "not found (needed for NVIDIA GPUs only)"
     yield Finding(name="nvcc", value=value)
 
@@ -104,7 +106,10 @@ def _cache() -> Iterator[Finding]:
     there = next(place for place in (folder, *folder.parents) if place.exists())
     if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
         remedy = "Make it writable, or set QINFER_CACHE to a folder that is."
-        yield problem("cache", f"{folder} is not writable (see {there})", remedy)
+        if folder.is_dir():  # an image's, say
+            yield warning("cache", f"{folder} is not writable: what is there is used", remedy)
+        else:
+            yield problem("cache", f"{folder} is not writable (see {there})", remedy)
         return
     free = shutil.disk_usage(there).free
     yield Finding(

@@ -13,6 +13,7 @@ from qinfer.core.cli.build_ops import plan_gpu_operators
 from qinfer.core.cli.finding import Finding, problem, warning
 from qinfer.core.errors import QinferError
 from qinfer.core.hardware.nvidia import cards
+from qinfer.core.types import NEVER_BUILT
 
 GIB = 1 << 30
 
@@ -44,7 +45,10 @@ from qinfer.core.errors import QinferError
 from qinfer.core.types import RunConfig
 try:
     plan = plan_operators(RunConfig().backend)
-    found = {"library": str(plan.library), "is_built": plan.is_built}
+    def told(build):
+        names = ("name", "is_built", "reason", "lacks", "loaded")
+        return {"library": str(build.library), **{name: getattr(build, name) for name in names}}
+    found = told(plan) | {"portable": [told(build) for build in plan.portable]}
 except QinferError as error:
     found = {"reason": error.message, "remedy": error.remedy}
 """
@@ -75,13 +79,37 @@ def operator_findings() -> Iterator[Finding]:
     except (subprocess.SubprocessError, ValueError) as error:
         yield warning(name, f"unknown: {error}", "See the findings about paddle and plugins.")
         return
-    if "reason" in found:
+    if "remedy" in found:
         yield warning(name, f"cannot be built: {found['reason']}", found["remedy"])
-    elif found["is_built"]:
-        yield Finding(name=name, value=f"built for this processor at {found['library']}")
-    else:
-        when = "at first use, which takes about 15 s, or by qinfer build-ops"
-        yield Finding(name=name, value=f"not built yet; built {when}")
+        return
+    yield Finding(name=name, value=_loaded(found))
+    if any(build["reason"] != NEVER_BUILT for build in found["portable"]):
+        yield from map(_portable_finding, found["portable"])
+
+
+def _loaded(found: dict[str, Any]) -> str:
+    """Which of the libraries a run takes, and why."""
+    portable = {build["name"]: build for build in found["portable"]}
+    if level := portable.get(found["loaded"]):
+        why = f"{level['name']}, the best level built that this processor has"
+        return f"built for {why}, at {level['library']}"
+    if found["is_built"]:
+        return f"built for this processor at {found['library']}"
+    when = "at first use, which takes about half a minute, or by qinfer build-ops"
+    return f"not built yet; built {when}"
+
+
+def _portable_finding(build: dict[str, Any]) -> Finding:
+    """Whether the operators for a level of processors are built, and run here."""
+    lacks = ", ".join(build["lacks"])
+    runs = f"not for this processor, which lacks {lacks}" if lacks else "runs here"
+    name = build["name"]
+    if build["is_built"]:
+        return Finding(name=name, value=f"built; {runs}")
+    if build["reason"] == NEVER_BUILT:
+        return Finding(name=name, value=f"not built; {runs}")
+    remedy = f"Run qinfer build-ops --arch {name}; until then a run passes over it."
+    return warning(name, f"not usable: {build['reason']}; {runs}", remedy)
 
 
 def gpu_findings() -> Iterator[Finding]:

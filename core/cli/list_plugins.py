@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 import textwrap
@@ -19,13 +20,21 @@ from qinfer.core.types import API_VERSION
 HEADERS = ("KIND", "NAME", "DISTRIBUTION", "ALIASES", "READS")
 
 
+def _number(context: click.Context, option: click.Parameter, value: float) -> float:
+    """What no range excludes, as it is neither less nor more than any bound."""
+    if math.isnan(value):
+        raise click.BadParameter("NaN is not a number of seconds.")
+    return value
+
+
 @click.command("list-plugins")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (keys above).")
-@click.option("--check", is_flag=True, help="Load each plugin in a process of its own.")
+@click.option("--check", is_flag=True, help="Load each plugin, beside this process.")
 @click.option("--kind", "kinds", type=click.Choice(list(GROUPS)), multiple=True, help="Only these.")
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),
+    callback=_number,
     default=60.0,
     show_default=True,
     help="Seconds a plugin may take to load in --check.",

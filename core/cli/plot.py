@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from qinfer.core.errors import QinferError, Unsupported, UsageError
+from qinfer.core.errors import Unsupported, UsageError, cannot_write
 
 ENDINGS = (".png", ".svg")
 
@@ -49,5 +49,6 @@ def save(figure: Any, path: Path) -> None:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise QinferError(f"cannot write {path}: {error.strerror or error}") from None
+        remedy = "Name a file in a folder that has room and that you may write to."
+        raise cannot_write(path, error, remedy=remedy) from None
     print(f"drawn: {path}", file=sys.stderr)  # noqa: T201

@@ -20,7 +20,7 @@ from qinfer.core.cli.options import (
     sampling_options,
     sampling_params,
 )
-from qinfer.core.cli.show import note, show_model, show_requests
+from qinfer.core.cli.show import end_line, note, piece, show_model, show_requests
 from qinfer.core.cli.texts import check_prompt, read_conversation, read_stdin, with_system
 from qinfer.core.errors import QinferError
 from qinfer.core.params import SamplingParams
@@ -154,17 +154,17 @@ def _print_stream(
             for delta in deltas:
                 if delta.text:
                     text = delta.text
-                    click.echo(text, nl=False)
+                    piece(text)
                 if delta.stats is not None:
                     stats.append(delta.stats)
     except KeyboardInterrupt:
-        click.echo()
+        end_line()
         return 130
     except QinferError:
         if text:
-            click.echo()  # the error is a line of its own
+            end_line()  # the error is a line of its own
         raise
-    click.echo()
+    end_line()
     if options["stats"]:
         show_requests(stats)
     return 0

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from qinfer.core.progress import answer_line
 from qinfer.core.types import RequestStats
 
 if TYPE_CHECKING:
@@ -17,6 +18,19 @@ if TYPE_CHECKING:
 def note(text: str) -> None:
     """One line on stderr."""
     click.echo(text, err=True)
+
+
+def piece(text: str) -> None:
+    """A piece of an answer on standard output."""
+    click.echo(text, nl=False)
+    if text:
+        answer_line.is_open = not text.endswith("\n")
+
+
+def end_line() -> None:
+    """End the answer's last line."""
+    click.echo()
+    answer_line.is_open = False
 
 
 def show_model(llm: LLM) -> None:

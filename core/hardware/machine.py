@@ -64,10 +64,20 @@ def memory() -> tuple[int, int]:
     return total, free
 
 
-def cxx_compiler() -> str | None:
-    """Path of the C++ compiler: $CXX, or the first of the usual names on PATH."""
-    names = (os.environ.get("CXX", "").split() or [""])[0], "g++", "c++", "clang++"
-    return next(filter(None, map(shutil.which, filter(None, names))), None)
+def cxx_compiler() -> tuple[str, ...]:
+    """The command that compiles C++: $CXX and no other, which may have a launcher or flags
+    ("ccache g++"), else the first of the usual names on PATH; empty where there is none.
+    """
+    wanted = tuple(os.environ.get("CXX", "").split())
+    for program, *more in [wanted] if wanted else [("g++",), ("c++",), ("clang++",)]:
+        if path := shutil.which(program):
+            return (path, *more)
+    return ()
+
+
+def cxx_wanted() -> str:
+    """The program that $CXX names first; empty if it is not set."""
+    return (os.environ.get("CXX", "").split() or [""])[0]
 
 
 def cuda_compiler() -> str | None:

@@ -31,7 +31,7 @@ from qinfer.core.types import RunConfig
 class BenchSettings:
     """What to measure: prompts of random tokens, greedy, to a fixed length.
 
-    ``config``: a published model's name or a config.json, whose weights are drawn at random.
+    ``config``: a published model's name, a config.json or its folder; weights are drawn at random.
     ``requests``: of each run, as many at a time as the batch size; 0 for that many. Each case, a
     prompt length and a batch size, is run ``repeat`` times after one run that is not counted.
     ``kernels``: also time each operator of a decoding step.
@@ -108,6 +108,8 @@ def _model(settings: BenchSettings, folder: Path) -> str | None:
     from qinfer.core.published import find
 
     path = Path(settings.config)
+    if path.is_dir():
+        path /= "config.json"
     write_folder(folder, read_json(path) if path.suffix == ".json" else find(path.name).config)
     return str(folder)
 

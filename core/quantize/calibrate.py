@@ -126,8 +126,7 @@ class CalibratedLinear:
             routed = Routed(x.numpy(), experts[0].numpy())
             made = quantise_experts(self._expert, routed, spec, recipe)
         else:
-            weight = self.parts.weight(self.pick, spec.name)
-            made = quantise_linear(np.asarray(weight, np.float32), x.numpy(), recipe)
+            made = quantise_linear(self._weight(self.pick, spec.name), x.numpy(), recipe)
         plan.work.add(spec, scheme, made)
         return made.arrays
 
@@ -136,9 +135,8 @@ class CalibratedLinear:
         rule, spec = self.pick.rule, self.spec
         each = len(rule.source) // spec.experts
         if not each:  # one tensor holds all of them
-            whole = self.parts.weight(self.pick, spec.name)
-            rows = whole[number * spec.out_features : (number + 1) * spec.out_features]
-            return np.asarray(rows, np.float32)
+            rows = slice(number * spec.out_features, (number + 1) * spec.out_features)
+            return self._weight(self.pick, spec.name, rows)
         part = slice(number * each, (number + 1) * each)
         own = replace(
             rule,
@@ -147,5 +145,8 @@ class CalibratedLinear:
             op="fuse" if each > 1 else "copy",
             shape=(spec.out_features, spec.in_features),
         )
-        weight = self.parts.weight(replace(self.pick, rule=own), f"{spec.name} of expert {number}")
-        return np.asarray(weight, np.float32)
+        return self._weight(replace(self.pick, rule=own), f"{spec.name} of expert {number}")
+
+    def _weight(self, pick: Pick, name: str, rows: slice = slice(None)) -> Floats:
+        """Those rows of a weight, to be quantised."""
+        return np.asarray(self.parts.weight(pick, name)[rows], np.float32)

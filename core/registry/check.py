@@ -1,7 +1,7 @@
-"""Load a plugin in a process of its own, so that nothing it does on import can hurt ours.
+"""Load plugins in processes of their own, so that nothing they do on import can hurt ours.
 
-The subprocess prints one JSON object with ``ok`` (it loads and keeps the contract), ``summary``,
-``api``, ``problems`` and ``remedy``.
+A subprocess prints a line of JSON for each of its plugins: an object with ``ok`` (it loads and
+keeps the contract), ``summary``, ``api``, ``problems`` and ``remedy``.
 """
 
 from __future__ import annotations
@@ -33,17 +33,28 @@ class CheckResult:
     remedy: str = ""
 
 
+TOGETHER_SECONDS = 30.0
+"""How long all plugins may take together, where they have no more trouble than to import Paddle."""
+
+
 def check_all(records: Sequence[PluginRecord], timeout: float = 60.0) -> list[CheckResult]:
-    """Check each plugin in its own subprocess, a few at once; results in the order given. An
-    interrupt ends the subprocesses.
+    """Check plugins; results in the order given. An interrupt ends the subprocesses.
+
+    One subprocess loads them all. Those that do not load there, or that it did not come to because
+    one before hung or ended it, are each loaded again by a subprocess of their own, a few at once.
     """
     running = _Running()
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
         try:
-            return list(pool.map(lambda record: _check_plugin(record, timeout, running), records))
+            loaded = pool.submit(_check_together, records, min(timeout, TOGETHER_SECONDS), running)
+            results = loaded.result()
+            failed = [record for record in records if record not in results]
+            alone = pool.map(lambda record: _check_plugin(record, timeout, running), failed)
+            results |= dict(zip(failed, alone, strict=True))
         except KeyboardInterrupt:
             running.end()
             raise
+    return [results[record] for record in records]
 
 
 class _Running:
@@ -70,17 +81,37 @@ class _Running:
                 _kill(child)
 
 
+def _check_together(
+    records: Sequence[PluginRecord], timeout: float, running: _Running
+) -> dict[PluginRecord, CheckResult]:
+    """Of those that load in one process the results."""
+    child = _load(records, running)
+    output, _ = _ended(child, timeout, running) or ("", "")
+    answers = map(_answer, output.splitlines())
+    found = zip(records, answers, strict=False)
+    return {record: answer for record, answer in found if answer is not None and answer.ok}
+
+
 def _check_plugin(record: PluginRecord, timeout: float, running: _Running) -> CheckResult:
     """Check one plugin; ``timeout`` in seconds. Never raises for what the plugin does. Its process
     is one of ``running`` meanwhile.
     """
+    child = _load([record], running)
+    said = _ended(child, timeout, running)
+    if said is None:
+        return CheckResult(ok=False, problems=(f"still loading after {timeout:g} seconds",))
+    output, noise = said
+    if answer := _answer(output):
+        return answer
+    last = (noise.strip().splitlines() or ["it wrote nothing to stderr"])[-1][:200]
+    return CheckResult(ok=False, problems=(f"{_ending(child.returncode)} on import: {last}",))
+
+
+def _load(records: Sequence[PluginRecord], running: _Running) -> subprocess.Popen[str]:
+    """Start a process that loads those, one after the other."""
+    names = [name for record in records for name in (record.kind, record.dist, record.name)]
     child = subprocess.Popen(
-        python_command(
-            "from qinfer.core.registry.check import main; main()",
-            record.kind,
-            record.dist,
-            record.name,
-        ),
+        python_command("from qinfer.core.registry.check import main; main()", *names),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -89,19 +120,28 @@ def _check_plugin(record: PluginRecord, timeout: float, running: _Running) -> Ch
         start_new_session=True,  # so that what the plugin starts can be ended with it
     )
     running.add(child)
+    return child
+
+
+def _ended(
+    child: subprocess.Popen[str], timeout: float, running: _Running
+) -> tuple[str, str] | None:
+    """What it wrote on stdout and stderr; None if it had to be ended after ``timeout`` seconds."""
     try:
-        output, noise = child.communicate(timeout=timeout)
+        return child.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         _end(child)
-        return CheckResult(ok=False, problems=(f"still loading after {timeout:g} seconds",))
+        return None
     finally:
         running.remove(child)
+
+
+def _answer(line: str) -> CheckResult | None:
     try:
-        answer = json.loads(output)
+        answer = json.loads(line)
         return CheckResult(**{**answer, "problems": tuple(answer["problems"])})
     except (ValueError, TypeError, KeyError):
-        last = (noise.strip().splitlines() or ["it wrote nothing to stderr"])[-1][:200]
-        return CheckResult(ok=False, problems=(f"{_ending(child.returncode)} on import: {last}",))
+        return None
 
 
 def _end(child: subprocess.Popen[str]) -> None:
@@ -154,10 +194,13 @@ def examine(kind: str, dist: str, name: str) -> CheckResult:
 
 
 def main() -> None:
-    """In the subprocess: examine the plugin named in sys.argv and print the answer as JSON."""
+    """In the subprocess: examine the plugins named in sys.argv, each by kind, distribution and
+    name, and print a line of JSON for each as it is known.
+    """
     answer_fd = os.dup(1)
     os.dup2(2, 1)  # what a plugin prints on import must not mix with the answer
-    result = examine(*sys.argv[1:4])
-    with os.fdopen(answer_fd, "w", encoding="utf-8") as answer:
-        json.dump(asdict(result), answer)
+    names = iter(sys.argv[1:])
+    with os.fdopen(answer_fd, "w", encoding="utf-8") as answers:
+        for kind, dist, name in zip(names, names, names, strict=True):
+            print(json.dumps(asdict(examine(kind, dist, name))), file=answers, flush=True)
     os._exit(0)  # threads and exit handlers a plugin left behind must not hold us up

@@ -8,7 +8,7 @@ tensors inside a model.
 from qinfer.core.types.arrays import Array
 from qinfer.core.types.cache import CacheSpec, LayerCache
 from qinfer.core.types.model import ExpertConfig, ModelConfig, RotaryScaling
-from qinfer.core.types.operators import ExportNeeds, OperatorBuild
+from qinfer.core.types.operators import NEVER_BUILT, ExportNeeds, OperatorBuild
 from qinfer.core.types.plugin import API_VERSION, Kind, PluginInfo, Support
 from qinfer.core.types.quant import QuantPlan, Scheme
 from qinfer.core.types.run import DeviceInfo, RunConfig
@@ -18,6 +18,7 @@ from qinfer.core.types.weights import LinearSpec, WeightOp, WeightRule
 
 __all__ = [
     "API_VERSION",
+    "NEVER_BUILT",
     "Array",
     "CacheSpec",
     "DeviceInfo",

@@ -6,20 +6,31 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+NEVER_BUILT = "never built before"
+"""The ``reason`` of an OperatorBuild of which there is not even an old or a damaged one."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class OperatorBuild:
     """A backend's compiled operators: the library, whether it is there, and what makes it.
-    ``reason``: why it has to be made, where that is known.
 
     ``build`` compiles unless that has been done, with True also then. It reports on stderr and
     raises Unsupported with the compiler's words.
+
+    ``name`` says which processors they are for, and ``lacks`` what this one does not have of that.
+    ``portable`` are those that can be built for other machines; ``loaded`` is the name of the one
+    a run here takes, if not this.
     """
 
     library: Path
     is_built: bool
     build: Callable[[bool], Path]
     reason: str = ""
+    """Why it has to be made, where that is known."""
+    name: str = "native"
+    lacks: tuple[str, ...] = ()
+    portable: tuple[OperatorBuild, ...] = ()
+    loaded: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-API_VERSION = "1.3"
+API_VERSION = "1.4"
 """Version of the plugin contract (major.minor) that this core speaks."""
 
 Kind = Literal["model", "quant", "backend", "observer"]

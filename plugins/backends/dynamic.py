@@ -26,8 +26,8 @@ from qinfer.core.types import (
     StepOutput,
 )
 from qinfer.cuda_ops import ops
-from qinfer.cuda_ops.build import build, plan_build
 from qinfer.cuda_ops.build_cuda import build_cuda, plan_cuda
+from qinfer.cuda_ops.choose import plan_operators
 from qinfer.cuda_ops.cuda import use_cuda
 from qinfer.cuda_ops.graphs import Card
 from qinfer.cuda_ops.native import use_native
@@ -70,13 +70,8 @@ class Dynamic(BackendPlugin):
 
     @hookimpl
     def plan_operators(self) -> OperatorBuild:
-        """The native CPU operators, for this processor and compiler."""
-        plan = plan_build()
-        return OperatorBuild(
-            library=plan.library,
-            is_built=plan.is_built,
-            build=lambda force: build(plan, TerminalProgress().note, force=force),
-        )
+        """The native CPU operators, for this processor and for levels of others."""
+        return plan_operators(TerminalProgress().note)
 
     @hookimpl
     def open_runner(

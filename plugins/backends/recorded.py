@@ -128,8 +128,8 @@ class RecordedSteps:
         self.has_replayed = recorded.is_trusted = replayed.has_bits_of(expected)
         if not recorded.is_trusted and self.give_up is not None:
             self.by_size.clear()
-            self.give_up(  # in the midst of an answer
-                "\nSteps are not replayed: the model computes with something beside the table's "
+            self.give_up(
+                "Steps are not replayed: the model computes with something beside the table's "
                 "operators, which a recording does not hold"
             )
             self.give_up = None

@@ -36,7 +36,8 @@ def test_it_is_built_once(compiler):
     assert library == plan.library
     assert library.is_file()
     assert len(told) == 1
-    assert {path.name for path in library.parent.iterdir()} == {library.name, "manifest.json"}
+    files = {path.name for path in library.parent.iterdir()}
+    assert files == {library.name, "facts.json", "manifest.json"}
     assert plan_build().is_built
     build(plan_build(), told.append)
     assert len(calls(compiler, "-shared")) == len(told) == 1
@@ -114,6 +115,30 @@ def test_the_target_is_what_the_environment_says(compiler, monkeypatch):
     assert "-mfma" in calls(compiler, "-shared")[0].split()
 
 
+def test_a_compiler_that_does_not_exist_is_named_and_replaced_by_none(compiler, monkeypatch):
+    monkeypatch.setenv("CXX", "clang++-99 -O2")
+    (compiler / "g++").symlink_to(compiler / "c++")
+    monkeypatch.setenv("PATH", str(compiler), prepend=":")
+    with pytest.raises(Unsupported, match=r"CXX names clang\+\+-99 .* no such program"):
+        plan_build()
+    found = findings()
+    assert found["c++"].state == "warning"
+    assert "clang++-99" in found["c++"].value
+    monkeypatch.delenv("CXX")
+    assert not plan_build().is_built
+
+
+def test_a_compiler_with_a_launcher_and_flags(compiler, tmp_path, monkeypatch):
+    launcher = script(tmp_path / "launch", '#!/bin/sh\necho "$@" >> "$0.log"\nexec "$@"\n')
+    bare = plan_build().folder
+    monkeypatch.setenv("CXX", f"{launcher} {compiler / 'c++'} -O1")
+    assert plan_build().folder != bare
+    assert build(plan_build()).is_file()
+    launched = (tmp_path / "launch.log").read_text().splitlines()
+    assert {line.split()[1] for line in launched} == {"-O1"}
+    assert len(calls(compiler, "-shared")) == 1
+
+
 def test_a_compiler_that_cannot_tell_the_processor_builds_for_any(compiler):
     (compiler / "old").touch()
     build(plan_build())
@@ -160,7 +185,8 @@ def test_the_command(compiler):
     assert err.startswith("Compiling")
     assert qinfer("build-ops") == (0, out, "already built\n")
     code, out, err = qinfer("build-ops", "--json", "--force")
-    assert json.loads(out) == {"library": str(plan_build().library), "compiled": True}
+    library = str(plan_build().library)
+    assert json.loads(out) == {"arch": "native", "library": library, "compiled": True}
     assert len(calls(compiler, "-shared")) == 2
 
 
@@ -173,6 +199,16 @@ def test_the_command_with_a_failing_compiler(compiler):
     assert (code, out) == (4, "")
     assert "c++ says: error: bang\nx.cc:1: note: boom\n" in err
     assert not plan_build().is_built
+
+
+def test_the_command_on_a_full_disk(compiler):
+    says = "x.s: Fatal error: cannot write x.o: 'No space left on device'"
+    script(compiler / "c++", f'#!/bin/sh\necho "{says}" >&2\nexit 1\n')
+    code, out, err = qinfer("build-ops")
+    assert (code, out) == (4, "")
+    assert says in err
+    assert "Make room in the cache folder" in err
+    assert "CXX" not in err
 
 
 def findings():

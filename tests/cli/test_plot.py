@@ -24,6 +24,7 @@ def test_a_file_that_cannot_be_drawn(tmp_path, name, file, words):
 
 def test_a_failed_drawing_leaves_nothing(tmp_path):
     (tmp_path / "x.svg").mkdir()
-    with pytest.raises(QinferError, match=r"cannot write .*x\.svg: Is a directory"):
+    with pytest.raises(QinferError, match=r"cannot write .*x\.svg: Is a directory") as caught:
         save(pyplot.figure(), tmp_path / "x.svg")
+    assert "has room" in caught.value.remedy
     assert [path.name for path in tmp_path.iterdir()] == ["x.svg"]

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -88,6 +89,7 @@ def test_one_output_token_has_no_decode_speed(folder):
         (["--model", "/nowhere/at/all"], 5, "no folder"),
         (["--model", "x", "--config", "qwen2-7b"], 2, "exclude each other"),
         (["--config", "qwen9"], 2, "no published configuration"),
+        (["--config", "/"], 5, "no config.json in /"),
     ],
 )
 def test_errors_of_the_measuring_process_keep_their_code(folder, arguments, code, words):
@@ -97,6 +99,13 @@ def test_errors_of_the_measuring_process_keep_their_code(folder, arguments, code
     assert isinstance(done.exception, QinferError)
     assert done.exception.exit_code == code
     assert words in str(done.exception)
+
+
+@pytest.mark.parametrize("option", ["--batch-size", "--requests"])
+def test_more_requests_than_there_is_memory_for_their_prompts_are_refused(folder, option):
+    done = bench("--model", folder, option, "100000000")
+    assert isinstance(done.exception, click.BadParameter)
+    assert "65536" in str(done.exception)
 
 
 def test_a_misspelt_scheme_costs_no_measurement(folder):

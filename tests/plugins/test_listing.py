@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from qinfer.core.registry.check import examine
+from qinfer.core.registry import check
 from qinfer.core.registry.discovery import discover
 
 
@@ -21,7 +21,7 @@ def test_third_party_plugins_are_listed_without_importing_anything(qinfer):
     done = qinfer("list-plugins", "--json", on="good broken")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
-    assert document["api"] == "1.3"
+    assert document["api"] == "1.4"
     assert document["damaged"] == []
     rows = {(row["kind"], row["name"]): row for row in document["plugins"]}
     assert rows["model", "acme"] == {
@@ -118,7 +118,7 @@ CHECKED = {
     "osexit": "ended the process with exit code 0 on import",
     "segfault": "crashed with SIGSEGV on import",
     "hang": "still loading after 5 seconds",
-    "api3": "speaks plugin API 3.0, this qinfer speaks 1.3",
+    "api3": "speaks plugin API 3.0, this qinfer speaks 1.4",
     "unmarked": 'defines "step_done" without @hookimpl',
 }
 
@@ -163,6 +163,29 @@ def test_check_passes_when_all_is_well(qinfer):
     assert "ok      observer acme-good:watch" in done.stdout
 
 
+@pytest.mark.parametrize("seconds", ["nan", "0", "-1"])
+def test_a_timeout_that_is_none_is_refused(qinfer, seconds):
+    done = qinfer("list-plugins", "--check", "--timeout", seconds)
+    assert done.returncode == 2
+    assert "Invalid value for '--timeout'" in done.stderr
+
+
+def test_what_loads_takes_one_process(monkeypatch):
+    loads = []
+
+    def load(records, running, start=check._load):
+        loads.append(len(records))
+        return start(records, running)
+
+    monkeypatch.setattr(check, "_load", load)
+    schemes = [record for record in discover().plugins if record.kind == "quant"]
+    assert all(result.ok for result in check.check_all(schemes))
+    assert loads == [len(schemes)]
+    monkeypatch.setattr(check, "TOGETHER_SECONDS", 0.0)  # as if the first of them hung
+    assert all(result.ok for result in check.check_all(schemes[:2]))
+    assert loads == [len(schemes), 2, 1, 1]
+
+
 def test_no_plugin_of_a_kind_is_no_error(qinfer):
     done = qinfer("list-plugins", "--kind", "observer")
     assert done.returncode == 0
@@ -172,5 +195,5 @@ def test_no_plugin_of_a_kind_is_no_error(qinfer):
 def test_the_built_in_plugins_say_the_same_in_info_and_entry_points():
     mine = [record for record in discover().plugins if record.dist == "qinfer-paddle"]
     assert {record.kind for record in mine} == {"model", "quant", "backend"}
-    found = {record.name: examine(record.kind, record.dist, record.name) for record in mine}
+    found = {record.name: check.examine(record.kind, record.dist, record.name) for record in mine}
     assert {name: check.problems for name, check in found.items()} == dict.fromkeys(found, ())

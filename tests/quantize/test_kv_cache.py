@@ -1,18 +1,14 @@
-"""Static scales of the KV cache: measured, read in both formats, checked, and computed with."""
+"""Static scales of the KV cache: measured, written in both formats, and computed with."""
 
 from __future__ import annotations
 
-import json
-import shutil
 from dataclasses import replace
 
 import numpy as np
 import paddle
 import pytest
-from safetensors.numpy import load_file, save_file
 
-from goldens import tiny
-from qinfer.core.errors import BadCheckpoint, QinferError, Unsupported
+from qinfer.core.errors import QinferError
 from qinfer.core.loading import cache_layout
 from qinfer.core.progress import NoProgress
 from qinfer.core.quantize.kv_cache import cache_scales
@@ -21,9 +17,7 @@ from qinfer.core.quantize.settings import QuantizeSettings
 from qinfer.core.session import load_model, open_engine, select
 from qinfer.core.types import CacheSpec, LayerCache, RunConfig, StepInput
 from qinfer.cuda_ops import table
-
-CASE = tiny.CASES["gqa"]
-FORMATS = ["compressed-tensors", "paddlenlp"]
+from quantize.tools import KV_FORMATS, opened_plan
 
 
 @pytest.fixture(autouse=True)
@@ -31,19 +25,6 @@ def reference(monkeypatch):
     monkeypatch.setenv("QINFER_OPERATORS", "reference")
     yield
     table.use(table.REFERENCE)
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """The tiny model quantised with an int8 cache, by format."""
-    folder = tmp_path_factory.mktemp("kv")
-    source = tiny.write_checkpoint(folder / "plain", CASE)
-    for form in FORMATS:
-        settings = QuantizeSettings(
-            model=str(source), quant="a8w8c8", method="absmax", format=form, tokens=400
-        )
-        quantize(settings, folder / form, NoProgress())
-    return folder
 
 
 @pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn"])
@@ -72,23 +53,23 @@ def test_scales_are_those_of_each_head_in_written_slots(rng, dtype, by):
             np.testing.assert_allclose(scales[0, number] * top, largest, rtol=1e-5)
 
 
-def test_the_native_operators_leave_the_same_keys_and_values(folders, tmp_path, monkeypatch):
+def test_the_native_operators_leave_the_same_keys_and_values(kv_folders, tmp_path, monkeypatch):
     """Which order the blocks of a cache in their own way."""
     scales = []
     for version in ("reference", ""):
         monkeypatch.setenv("QINFER_OPERATORS", version)
         settings = QuantizeSettings(
-            model=str(folders / "plain"), quant="wint8", kv_cache_dtype="int8", tokens=400
+            model=str(kv_folders / "plain"), quant="wint8", kv_cache_dtype="int8", tokens=400
         )
         quantize(settings, tmp_path / f"by-{version}", NoProgress())
         scales.append(opened_plan(tmp_path / f"by-{version}").kv_scales)
     np.testing.assert_allclose(scales[1], scales[0], rtol=0.02)
 
 
-@pytest.mark.parametrize("form", FORMATS)
-def test_both_formats_hold_a_scale_for_each_head(folders, form):
-    run = RunConfig(model=str(folders / form))
-    opened = load_model(run, select(run), folders / form, NoProgress())
+@pytest.mark.parametrize("form", KV_FORMATS)
+def test_both_formats_hold_a_scale_for_each_head(kv_folders, form):
+    run = RunConfig(model=str(kv_folders / form))
+    opened = load_model(run, select(run), kv_folders / form, NoProgress())
     scales = opened.plan.kv_scales
     assert scales.shape == (3, 2, 2)
     assert np.unique(scales).size == scales.size
@@ -127,8 +108,8 @@ def logits_of(folder, version, monkeypatch, **changes):
 
 
 @pytest.mark.parametrize("version", ["reference", "native"])
-def test_a_model_computes_with_them(folders, monkeypatch, version):
-    folder = folders / "paddlenlp"
+def test_a_model_computes_with_them(kv_folders, monkeypatch, version):
+    folder = kv_folders / "paddlenlp"
     static = logits_of(folder, version, monkeypatch)
     found = logits_of(folder, version, monkeypatch, kv_cache_dtype="fp8")
     # The prompt is random tokens, unlike the texts of calibration: some numbers are clipped.
@@ -137,115 +118,6 @@ def test_a_model_computes_with_them(folders, monkeypatch, version):
     if version == "native":
         reference = logits_of(folder, "reference", monkeypatch)
         assert np.std(static - reference) < 0.1
-
-
-def spoiled(folders, tmp_path, form, change):
-    """A copy of a folder with ``change`` made to its scales by name."""
-    folder = tmp_path / "spoiled"
-    shutil.copytree(folders / form, folder)
-    if form == "paddlenlp":
-        path = folder / "cachekv_scales.json"
-        scales = json.loads(path.read_text(encoding="utf-8"))
-        change(scales)
-        path.write_text(json.dumps(scales), encoding="utf-8")
-        return folder
-    path = folder / "model-kv-cache.safetensors"
-    scales = load_file(path)
-    listed = {name: scale.ravel().tolist() for name, scale in scales.items()}
-    change(listed)
-    arrays = {name: np.array(scale, np.float32) for name, scale in listed.items()}
-    save_file(arrays, path)
-    index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
-    kept = {n: f for n, f in index["weight_map"].items() if f != path.name}
-    index["weight_map"] = kept | dict.fromkeys(arrays, path.name)
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
-    return folder
-
-
-def opened_plan(folder):
-    run = RunConfig(model=str(folder))
-    return load_model(run, select(run), folder, NoProgress()).plan
-
-
-def layer_1_values(scales):
-    (name,) = (n for n in scales if ".1." in n and ("v_scale" in n or "cachev" in n))
-    return name
-
-
-@pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda s: s.pop(layer_1_values(s)), "no scale for the values of layer 1"),
-        (lambda s: s.update({layer_1_values(s): [1.0, -1.0]}), "negative"),
-        (lambda s: s.update({layer_1_values(s): [1.0, float("nan")]}), "NaN"),
-        (lambda s: s.update({layer_1_values(s): [1.0, 1.0, 1.0]}), "3 scales where 2 heads"),
-    ],
-)
-def test_bad_scales_are_named(folders, tmp_path, form, change, words):
-    with pytest.raises(BadCheckpoint, match=words) as caught:
-        opened_plan(spoiled(folders, tmp_path, form, change))
-    assert caught.value.remedy
-
-
-@pytest.mark.parametrize("form", FORMATS)
-def test_one_scale_for_all_heads_and_one_for_each_query_head(folders, tmp_path, form):
-    def change(scales):
-        scales[layer_1_values(scales)] = [2.0]
-        for name in scales:
-            if ".0." in name:
-                scales[name] = [1.0, 1.0, 3.0, 3.0]  # four query heads, two share a KV head
-
-    unit = 127 if form == "paddlenlp" else 1
-    scales = opened_plan(spoiled(folders, tmp_path, form, change)).kv_scales * unit
-    np.testing.assert_allclose(scales[0], [[1, 3], [1, 3]], rtol=1e-6)
-    np.testing.assert_allclose(scales[1, 1], [2, 2], rtol=1e-6)
-
-
-def test_a_head_without_numbers_divides_by_no_zero(folders, tmp_path):
-    folder = spoiled(
-        folders, tmp_path, "paddlenlp", lambda s: s.update({layer_1_values(s): [0.0, 1.0]})
-    )
-    assert opened_plan(folder).kv_scales.min() > 0
-
-
-def test_the_scales_of_several_cards(folders, tmp_path):
-    whole = opened_plan(folders / "paddlenlp").kv_scales
-    folder = tmp_path / "cards"
-    shutil.copytree(folders / "paddlenlp", folder)
-    path = folder / "cachekv_scales.json"
-    scales = json.loads(path.read_text(encoding="utf-8"))
-    for rank in range(2):
-        part = {name: listed[rank : rank + 1] for name, listed in scales.items()}
-        (folder / f"cachekv_scales_{rank}.json").write_text(json.dumps(part), encoding="utf-8")
-    path.unlink()
-    np.testing.assert_array_equal(opened_plan(folder).kv_scales, whole)
-
-
-def test_c8_without_its_file(folders, tmp_path):
-    folder = tmp_path / "lacking"
-    shutil.copytree(folders / "paddlenlp", folder)
-    (folder / "cachekv_scales.json").unlink()
-    with pytest.raises(BadCheckpoint, match=r"no cachekv_scales\.json"):
-        opened_plan(folder)
-
-
-@pytest.mark.parametrize(
-    ("said", "words"),
-    [({"dynamic": True}, ""), ({"symmetric": False}, "no KV cache"), ({"num_bits": 4}, "no KV")],
-)
-def test_schemes_of_the_cache(folders, tmp_path, said, words):
-    folder = tmp_path / "scheme"
-    shutil.copytree(folders / "compressed-tensors", folder)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config["quantization_config"]["kv_cache_scheme"] |= said
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    if words:
-        with pytest.raises(Unsupported, match=words):
-            opened_plan(folder)
-        return
-    plan = opened_plan(folder)
-    assert (plan.kv_cache, plan.kv_scales) == ("int8", None)
 
 
 @pytest.mark.parametrize(

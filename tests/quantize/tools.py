@@ -11,6 +11,8 @@ from qinfer.core.session import load_model, select
 from qinfer.core.types import RunConfig
 
 CASE = tiny.CASES["gqa"]
+KV_FORMATS = ["compressed-tensors", "paddlenlp"]
+"""Those that hold static scales of the KV cache."""
 TOKENS = tiny.prompt(CASE)
 
 
@@ -28,6 +30,11 @@ def logits_of(folder, quant="auto"):
     run = RunConfig(model=str(folder), quant=quant, dtype="float32")
     opened = load_model(run, select(run), folder, NoProgress())
     return step_logits(opened, TOKENS, [len(TOKENS)]), opened.stats
+
+
+def opened_plan(folder):
+    run = RunConfig(model=str(folder))
+    return load_model(run, select(run), folder, NoProgress()).plan
 
 
 def files_of(folder):
