@@ -56,7 +56,17 @@ def plan_operators(progress: Progress) -> OperatorBuild:
     except Unsupported:
         here = loaded
     levels = tuple(_described(plan_level(level), progress) for level in LEVELS.values())
-    return replace(_described(here, progress), loaded=loaded.name, portable=levels)
+    return replace(_described(here, progress), loaded=_why(loaded), portable=levels)
+
+
+def _why(loaded: Build) -> str:
+    """A line on what a run loads; nothing where it has yet to be compiled."""
+    if not loaded.is_built:
+        return ""
+    whom = f"{loaded.name}, the best level built that this processor has," if loaded.level else ""
+    if target := os.environ.get(TARGET, "").strip():
+        whom = f"{target}, as {TARGET} says,"
+    return f"built for {whom or 'this processor'} at {loaded.library}"
 
 
 def _described(plan: Build, progress: Progress) -> OperatorBuild:

@@ -73,14 +73,23 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 
     With QINFER_DEBUG=1 in the environment errors leave as tracebacks.
     """
+    _open_closed_streams()
     sys.exit(_run(sys.argv[1:] if args is None else list(args)))
+
+
+def _open_closed_streams() -> None:
+    """Standard streams that whoever started us closed (``>&-``) lead nowhere. Python has None for
+    them, and the next file that is opened would get their number, and what is meant for them.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def _run(args: list[str]) -> int:
     try:
         code = _invoke(args)
-        if sys.stdout is not None:
-            sys.stdout.flush()  # here, where a closed pipe or a full disk can still be reported
+        sys.stdout.flush()  # here, where a closed pipe or a full disk can still be reported
         return code
     except BrokenPipeError:
         _drop_stdout()

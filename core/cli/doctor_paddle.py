@@ -88,11 +88,9 @@ def operator_findings() -> Iterator[Finding]:
 
 
 def _loaded(found: dict[str, Any]) -> str:
-    """Which of the libraries a run takes, and why."""
-    portable = {build["name"]: build for build in found["portable"]}
-    if level := portable.get(found["loaded"]):
-        why = f"{level['name']}, the best level built that this processor has"
-        return f"built for {why}, at {level['library']}"
+    """What a run loads, or when it is built."""
+    if found["loaded"]:
+        return str(found["loaded"])
     if found["is_built"]:
         return f"built for this processor at {found['library']}"
     when = "at first use, which takes about half a minute, or by qinfer build-ops"

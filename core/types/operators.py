@@ -18,8 +18,8 @@ class OperatorBuild:
     raises Unsupported with the compiler's words.
 
     ``name`` says which processors they are for, and ``lacks`` what this one does not have of that.
-    ``portable`` are those that can be built for other machines; ``loaded`` is the name of the one
-    a run here takes, if not this.
+    ``portable`` are those that can be built for other machines; ``loaded`` says in a line which of
+    all these a run here takes, and why, where one is built.
     """
 
     library: Path

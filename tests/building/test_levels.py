@@ -185,6 +185,16 @@ def test_the_command(compiler):
     assert "x86-64-v3, x86-64-v4" in err
 
 
+def test_doctor_does_not_say_that_the_level_asked_for_is_built_before_it_is(compiler, monkeypatch):
+    if LEVELS["x86-64-v3"].lacks():
+        pytest.skip("it is refused here")
+    monkeypatch.setenv("QINFER_TARGET", "x86-64-v3")
+    assert next(operator_findings()).value.startswith("not built yet")
+    library = build(plan_build())
+    said = next(operator_findings()).value
+    assert said == f"built for x86-64-v3, as QINFER_TARGET says, at {library}"
+
+
 def test_doctor_says_which_are_built_and_what_is_loaded(compiler, monkeypatch):
     def findings():
         return {finding.name: finding for finding in operator_findings()}

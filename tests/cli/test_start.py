@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -19,3 +21,21 @@ def test_ctrl_c_while_the_command_is_imported_is_no_traceback(tmp_path):
             [sys.executable, *command], env=environment, cwd="/", capture_output=True, check=False
         )
         assert (done.returncode, done.stderr, done.stdout) == (130, b"\n", b"")
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "words"),
+    [
+        ("list-plugins >&-", 0, ""),
+        ("--help >&-", 0, ""),
+        ("run <&-", 5, "the prompt is empty"),
+        ("chat --nonsense 2>&-", 2, ""),
+        ("list-plugins --json <&- >&- 2>&-", 0, ""),
+    ],
+)
+def test_closed_streams_lead_nowhere(command, code, words):
+    shell = ["/bin/sh", "-c", f"{sys.executable} -m qinfer {command}"]
+    done = subprocess.run(shell, cwd="/", capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert words in done.stderr
+    assert "internal" not in done.stderr
