@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gpu.tools import DTYPES, ROUNDING, back, card, error, rounded
+from gpu.tools import DTYPES, E4M3_ROUNDING, ROUNDING, back, card, error, rounded
 from qinfer.cuda_ops import ops
 
 E4M3 = ml_dtypes.float8_e4m3fn
@@ -70,7 +70,7 @@ def test_linear_fp8(dtype, rows, shape, rng):
     step = np.abs(wide).max(axis=1, keepdims=True) / np.float32(448)
     coarse = np.clip(wide / step, -448, 448).astype(E4M3).astype(np.float64)
     expected = coarse @ weight.T.astype(np.float64) * step * scale + bias.astype(np.float64)
-    assert error(back(got), expected) < ROUNDING[dtype]
+    assert error(back(got), expected) < E4M3_ROUNDING[dtype]
 
 
 def test_every_e4m3_code_is_read_as_it_is(rng):
