@@ -70,7 +70,8 @@ def test_linear_fp8(dtype, rows, shape, rng):
     step = np.abs(wide).max(axis=1, keepdims=True) / np.float32(448)
     coarse = np.clip(wide / step, -448, 448).astype(E4M3).astype(np.float64)
     expected = coarse @ weight.T.astype(np.float64) * step * scale + bias.astype(np.float64)
-    assert error(back(got), expected) < E4M3_ROUNDING[dtype]
+    limit = E4M3_ROUNDING if 3 <= rows <= 16 else ROUNDING
+    assert error(back(got), expected) < limit[dtype]
 
 
 def test_every_e4m3_code_is_read_as_it_is(rng):

@@ -10,8 +10,8 @@ DTYPES = ["bfloat16", "float16"]
 ROUNDING = {"bfloat16": 4e-3, "float16": 6e-4}
 """Relative error (of norms) that results rounded once or twice stay below."""
 E4M3_ROUNDING = ROUNDING | {"float16": 1.5e-3}
-"""The same of products of e4m3 with e4m3. Hopper's matrix units keep some 13 bits of such sums
-behind the leading one, which was computed for the tests' shapes to cost as much.
+"""The same of products of e4m3 with e4m3, of 3 to 16 rows. Hopper's matrix units keep some 13 bits
+of such sums behind the leading one, which was computed for the tests' shapes to cost as much.
 """
 
 
