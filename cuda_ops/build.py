@@ -65,6 +65,11 @@ class Build:
         return self.folder / LIBRARY
 
     @property
+    def whom(self) -> str:
+        """The processors it is for, in a message."""
+        return self.level.name if self.level else "this processor"
+
+    @property
     def is_built(self) -> bool:
         """Whether it is there and undamaged."""
         return is_intact(self.folder, verify=True)
@@ -163,8 +168,7 @@ def build(
     def fill(folder: Path) -> None:
         compiler = find_compiler("native")
         if progress is not None:
-            whom = plan.level.name if plan.level else "this processor"
-            progress(f"Compiling the operators for {whom} (once, about half a minute)")
+            progress(f"Compiling the operators for {plan.whom} (once, about half a minute)")
         _compile(compiler, plan, folder)
 
     try:

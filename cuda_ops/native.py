@@ -47,8 +47,7 @@ def use_native(*, require: bool, progress: Callable[[str], None]) -> str:
         return "operators: reference"
     use(CPU)
     set_recorder(Recorder(plan.library))
-    whom = plan.level.name if plan.level else "this processor"
-    return f"operators: native, compiled for {whom}"
+    return f"operators: native, compiled for {plan.whom}"
 
 
 def _load_best(progress: Callable[[str], None]) -> Build:

@@ -16,8 +16,7 @@ __device__ __forceinline__ float silu(float x) { return x / (1.0f + __expf(-x));
 // Number threadIdx.x of a tile's results: its channel and row.
 template <Format F, class P>
 struct Output {
-  static constexpr int kParts = P::kGated ? 2 : 1;
-  static constexpr int kChannels = P::kR / kParts * 8;
+  static constexpr int kParts = P::kParts, kChannels = P::kTile;
   const Stream<F, P>& f;
   const Arguments& p;
   const int channel = threadIdx.x % kChannels, row = threadIdx.x / kChannels;
@@ -41,7 +40,7 @@ struct Output {
   }
 
   __device__ __forceinline__ void write(int tile, const float* sums) const {
-    const int out = P::kGated ? p.out / 2 : p.out, to = f.channels(tile, part) + channel % 8;
+    const int out = p.out / kParts, to = f.channels(tile, part) + channel % 8;
     if (!is_mine || to >= out) return;
     float y[kParts];
 #pragma unroll
@@ -93,8 +92,8 @@ struct Placing {
 
 template <Format F, class P>
 void run(const FusedProduct& p, const Placing& placing, cudaStream_t stream) {
-  const int64_t each = P::kR / (P::kGated ? 2 : 1) * 8, out = P::kGated ? p.out / 2 : p.out;
-  const int64_t tiles = (out + each - 1) / each, most = placing.most * multiprocessors();
+  const int64_t tiles = (p.out / P::kParts + P::kTile - 1) / P::kTile;
+  const int64_t most = placing.most * multiprocessors();
   const int64_t rounds = (tiles + most - 1) / most;
   const int64_t blocks = placing.is_even ? (tiles + rounds - 1) / rounds : std::min(tiles, most);
   const Arguments a{static_cast<const BF16*>(p.x),
@@ -157,11 +156,12 @@ void choose_gated(const FusedProduct& p, cudaStream_t stream) {
 template <Format F>
 void choose_plain(const FusedProduct& p, cudaStream_t stream) {
   constexpr bool kPlain = F == Format::kPlain, kInt4 = F == Format::kInt4;
+  constexpr int kW = kInt4 ? kInt4Warps : kWarps;
   const Placing first{2, !kPlain, 0}, output{1, false, (kInt4 ? 96 : 32) * kKilo};
   const Placing down = kInt4 ? Placing{2, false, 0} : Placing{1, true, 32 * kKilo};
   const Placing& placing = p.norm ? first : p.in > p.out ? down : output;
-  if (!ran<F, Plan<kInt4 ? kInt4Warps : kWarps, 2, kInt4 ? 3 : 6, false>>(p, placing, stream))
-    run<F, Plan<kWarps, 2, 3, false>>(p, {2, false, 0}, stream);
+  if (!ran<F, Plan<kW, 2, kInt4 ? 3 : 6, false>>(p, placing, stream))
+    run<F, Plan<kW, 2, 3, false>>(p, {2, false, 0}, stream);
 }
 
 template <Format F>

@@ -14,6 +14,7 @@ template <int W, int R, int S, bool Gated>
 struct Plan {
   static constexpr int kW = W, kR = R, kS = S, kThreads = W * 32;
   static constexpr bool kGated = Gated;
+  static constexpr int kParts = Gated ? 2 : 1, kTile = R / kParts * 8;  // results of a tile
   static constexpr int kPairs = (R + 1) / 2;  // parts that a matrix instruction takes together
   static constexpr int kShare = kPairs * 16 * kFewRows, kSums = W * kShare;  // of a warp, of all
 };

@@ -15,6 +15,19 @@ CUtensorMap map_of(const void* from, uint64_t rows, uint64_t bytes, uint32_t wid
   return tensor_map(CU_TENSOR_MAP_DATA_TYPE_UINT8, from, 2, sizes, strides, box);
 }
 
+// Tiles of `channels`, and steps.
+struct Work {
+  int64_t tiles, steps;
+};
+Work work(const Product& p, int channels, int step = kInputs) {
+  return {(p.out + channels - 1) / channels, (p.in + step - 1) / step};
+}
+
+template <class S>
+Work work(const Product& p) {
+  return work(p, S::kChannels, S::kStep);
+}
+
 // `blocks` share a tile's inputs.
 template <class S, int Held>
 void run(const Product& p, int blocks, cudaStream_t stream) {
@@ -28,8 +41,7 @@ void run(const Product& p, int blocks, cudaStream_t stream) {
   const int64_t x_bytes = p.in * (S::kFormat == Format::kE4M3 ? 1 : 2);
   const Maps maps{map_of(p.x, p.rows, x_bytes, kBytes, S::kRows),
                   map_of(p.weight, p.out, row_bytes, S::kPitch, S::kBox)};
-  const int64_t tiles = (p.out + S::kChannels - 1) / S::kChannels;
-  const int64_t steps = (p.in + S::kStep - 1) / S::kStep;
+  const auto [tiles, steps] = work<S>(p);
   // the fewer blocks there are, the more each has to have on its way
   const int64_t held = std::min<int64_t>((tiles * blocks - 1) / multiprocessors() + 1, Held);
   const int64_t stages =
@@ -38,14 +50,6 @@ void run(const Product& p, int blocks, cudaStream_t stream) {
   const Outputs o{kByGroup ? nullptr : p.scale, p.x_scale, p.bias, p.y, int(p.rows), int(p.out)};
   const Arguments a{o, p.scale, int(p.in), int(steps), int(stages)};
   launch_clusters(kernel, dim3(blocks, tiles), blocks, S::kThreads, shared, stream, maps, a);
-}
-
-// Tiles of `channels`, and steps.
-struct Work {
-  int64_t tiles, steps;
-};
-Work work(const Product& p, int channels, int step = kInputs) {
-  return {(p.out + channels - 1) / channels, (p.in + step - 1) / step};
 }
 
 // How many blocks share a tile's inputs: as many as fit on the card at once, which holds `held` on
@@ -70,7 +74,7 @@ int split_of_many(const Work& w) {
 template <class T, Format F, int R, int G, int H>
 void run_split(const Product& p, cudaStream_t stream) {
   using S = Shape<T, F, R, G>;
-  const Work w = work(p, S::kChannels, S::kStep);
+  const Work w = work<S>(p);
   run<S, H>(p, R > 64 && H == 1 ? split_of_many(w) : split_of(w, H), stream);
 }
 
@@ -78,7 +82,7 @@ void run_split(const Product& p, cudaStream_t stream) {
 template <class T, Format F>
 void up_to_16(const Product& p, cudaStream_t stream) {
   using S = Shape<T, F, kFewHopperRows, 1>;
-  run<S, 6>(p, split_of(work(p, S::kChannels, S::kStep), 3, S::kAsHeld ? 8 : 4), stream);
+  run<S, 6>(p, split_of(work<S>(p), 3, S::kAsHeld ? 8 : 4), stream);
 }
 
 // Wider tiles or more blocks on a multiprocessor where those of the others would come in two
