@@ -23,10 +23,20 @@ struct Output {
   const int part = channel / 8 * kParts;
   const bool is_mine;
   float scale[kParts], bias[kParts];
-  float2 correction;
+  float2 correction;  // of the row
 
   __device__ explicit Output(const Stream<F, P>& stream)
       : f(stream), p(stream.p), is_mine(row < p.rows) {}
+
+  // Whole warps, of which some lanes have results.
+  __device__ __forceinline__ void correct(const Inputs<F, P>& inputs) {
+    if (f.warp * 32 >= kChannels * p.rows) return;
+#pragma unroll 1
+    for (int of = 0; of < p.rows; ++of) {
+      const float2 found = inputs.correction(of);
+      if (row == of) correction = found;
+    }
+  }
 
   // What a tile's results need besides, long before they are there.
   __device__ __forceinline__ void before(int tile) {
@@ -69,7 +79,7 @@ __global__ void __launch_bounds__(P::kThreads, 2) fused_kernel(const Arguments p
   output.before(blockIdx.x);
   wait_for_previous();
   inputs.after();
-  output.correction = inputs.correction(min(output.row, p.rows - 1));
+  output.correct(inputs);
   int slot = 0;
   float* shares = stream.sums;
   for (int tile = blockIdx.x; tile < p.tiles; tile += gridDim.x) {

@@ -12,7 +12,7 @@ struct Inputs {
   using Weights = Stream<F, P>;
   using M = typename Weights::M;
   static constexpr bool kRounded = F == Format::kInt8 || F == Format::kE4M3;
-  static constexpr int kBatch = 2;  // loads of sixteen bytes on their way
+  static constexpr int kBatch = 6;  // loads of sixteen bytes on their way
 
   const Weights& f;
   const Arguments& p;
@@ -42,47 +42,71 @@ struct Inputs {
       wait_for_copies<0>();
     } else {
       wait_for_copies<P::kS>();
-      read();
+      p.residual || p.norm ? make() : fetch();
       __syncthreads();
       if (kRounded) round();
     }
     __syncthreads();
   }
 
-  // What the results of a row are too large by, and then have to be multiplied with.
+  // What the results of a row are too large by, and then have to be multiplied with. For whole
+  // warps.
   __device__ __forceinline__ float2 correction(int of) const {
     if (!p.norm && !kRounded) return {0, 1};
-    float squares = 0, sum = 0;
-    for (int w = of * warps; w < (of + 1) * warps; ++w)
-      squares += f.found[w * 4], sum += f.found[w * 4 + 2];
-    const float norm = p.norm ? rsqrtf(squares / p.in + p.eps) : 1.0f;
+    const float norm = p.norm ? rsqrtf(warp_sum(by_warps(of, 0)) / p.in + p.eps) : 1.0f;
     if (!kRounded) return {0, norm};
-    return {F == Format::kInt8 ? sum * kInt8Shift : 0.0f, norm * unit(of)};
+    return {F == Format::kInt8 ? warp_sum(by_warps(of, 2)) * kInt8Shift : 0.0f, norm * unit(of)};
   }
 
  private:
-  __device__ __forceinline__ void read() const {
-    float squares = 0, most = 0;
+  // Code that a warp runs through once is worth its length: a step's kernels together should fit
+  // the cache for instructions. So loops stay loops.
+
+  // The inputs as they are. All of a block's are asked for at once, as there are no others to hide
+  // behind.
+  __device__ __forceinline__ void fetch() const {
+    __nv_bfloat162 most = __float2bfloat162_rn(0);
+#pragma unroll 1
     for (int at = first; at < end; at += stride * kBatch) {
-      uint4 x[kBatch] = {}, more[kBatch] = {};
+      uint4 x[kBatch] = {};
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b)
+        if (const int i = at + b * stride; i < p.in) x[b] = load16(p.x + int64_t(row) * p.in + i);
 #pragma unroll
       for (int b = 0; b < kBatch; ++b) {
-        const int i = at + b * stride;
-        if (i >= p.in) continue;
-        x[b] = load16(p.x + int64_t(row) * p.in + i);
-        if (p.residual) more[b] = load16(p.residual + int64_t(row) * p.in + i);
-      }
+        if (at + b * stride < end) *reinterpret_cast<uint4*>(held + at + b * stride) = x[b];
 #pragma unroll
-      for (int b = 0; b < kBatch; ++b) keep(at + b * stride, x[b], more[b], squares, most);
+        for (int j = 0; j < 4; ++j)
+          most = __hmax2(most, __habs2(reinterpret_cast<const __nv_bfloat162*>(&x[b])[j]));
+      }
     }
+    tell(0, fmaxf(number(most.x), number(most.y)));
+  }
+
+  __device__ __forceinline__ void make() const {
+    float squares = 0, most = 0;
+#pragma unroll 1
+    for (int i = first; i < end; i += stride) keep(i, squares, most);
+    tell(squares, most);
+  }
+
+  __device__ __forceinline__ void tell(float squares, float most) const {
     squares = warp_sum(squares), most = warp_max(most);
     if (f.lane == 0) f.found[f.warp * 4] = squares, f.found[f.warp * 4 + 1] = most;
   }
 
-  __device__ __forceinline__ void keep(int i, const uint4& x, const uint4& more, float& squares,
-                                       float& most) const {
-    if (i >= end) return;
-    float v[8] = {};
+  // A lane for each warp of a row: what it found.
+  __device__ __forceinline__ float by_warps(int of, int what) const {
+    return f.lane < warps ? f.found[(of * warps + f.lane) * 4 + what] : 0.0f;
+  }
+
+  __device__ __forceinline__ void keep(int i, float& squares, float& most) const {
+    uint4 x = {}, more = {};
+    if (i < p.in) {
+      x = load16(p.x + int64_t(row) * p.in + i);
+      if (p.residual) more = load16(p.residual + int64_t(row) * p.in + i);
+    }
+    float v[8];
     unpack8<BF16>(x, v);
     if (p.residual && i < p.in) {
       float other[8];
@@ -108,8 +132,7 @@ struct Inputs {
   // has it; otherwise a power of two brings it below 2^13, so that nothing of a bfloat16 row is
   // lost in float16 but numbers 2^-27 of its largest.
   __device__ __forceinline__ float unit(int of) const {
-    float most = 0;
-    for (int w = of * warps; w < (of + 1) * warps; ++w) most = fmaxf(most, f.found[w * 4 + 1]);
+    const float most = warp_max(by_warps(of, 1));
     if constexpr (F == Format::kE4M3) return fmaxf(most / 448.0f, 1e-30f);
     const int exponent = int(__float_as_uint(most) >> 23);
     return __uint_as_float(uint32_t(min(max(exponent - 12, 1), 253)) << 23);
@@ -118,23 +141,38 @@ struct Inputs {
   __device__ __forceinline__ void round() const {
     const float by = unit(min(row, p.rows - 1)), inverse = 1.0f / by;
     float all = 0;
+#pragma unroll 1
     for (int i = first; i < end; i += stride) {
-      float v[8] = {};
+      float v[8];
+      __half2 rounded[4];
       auto* at = reinterpret_cast<uint4*>(held + i);
       unpack8<BF16>(*at, v);
 #pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        const float near = v[j] * inverse;
-        if constexpr (F == Format::kE4M3)  // the quotient itself, as in the reference
-          v[j] = float(__nv_fp8_e4m3(fmaf(fmaf(-near, by, v[j]), inverse, near)));
-        else
-          v[j] = number(M(near));
-        all += v[j];
+      for (int j = 0; j < 4; ++j) {
+        const float2 near = {v[2 * j] * inverse, v[2 * j + 1] * inverse};
+        if constexpr (F == Format::kE4M3) {
+          rounded[j] = e4m3(quotient(v[2 * j], near.x, by, inverse),
+                            quotient(v[2 * j + 1], near.y, by, inverse));
+        } else {
+          rounded[j] = __float22half2_rn(near);
+          const float2 kept = __half22float2(rounded[j]);
+          all += kept.x + kept.y;
+        }
       }
-      *at = pack8<M>(v);
+      *at = *reinterpret_cast<const uint4*>(rounded);
     }
+    if constexpr (F != Format::kInt8) return;
     all = warp_sum(all);
     if (f.lane == 0) f.found[f.warp * 4 + 2] = all;
+  }
+
+  // x / by, as the reference divides, from near = x * inverse.
+  static __device__ __forceinline__ float quotient(float x, float near, float by, float inverse) {
+    return fmaf(fmaf(-near, by, x), inverse, near);
+  }
+  static __device__ __forceinline__ __half2 e4m3(float x, float y) {
+    return __nv_cvt_fp8x2_to_halfraw2(__nv_cvt_float2_to_fp8x2({x, y}, __NV_SATFINITE, __NV_E4M3),
+                                      __NV_E4M3);
   }
 };
 

@@ -62,7 +62,7 @@ struct Stream {
   const int most_turns;    // int4: a warp's steps lie together
   const int turns;         // of this warp for a tile
   const int row_bytes;
-  uint4* ring;   // [S][R][threads]
+  uint4* ring;   // [S][R][threads]; a thread reads what it asked for itself
   float* sums;   // [2][W][pairs][16][rows]
   float* found;  // [W][4]: sum of squares, largest magnitude, sum of the rounded inputs
   M* zeros;      // [16]
@@ -101,20 +101,20 @@ struct Stream {
     return (tile * P::kR + r) * 8;
   }
   __device__ __forceinline__ int clamped(int channel) const { return min(channel, p.out - 1); }
+  static constexpr int kApart = kIsInt4 ? 1 : P::kW;  // steps between a warp's turns
   __device__ __forceinline__ int step_of(int turn) const {
-    return kIsInt4 ? warp * most_turns + turn : turn * P::kW + warp;
+    return (kIsInt4 ? warp * most_turns : warp) + turn * kApart;
   }
 
   // Asks for this warp's next turn of every channel, if there is one.
   __device__ __forceinline__ void load() {
-    if (next_turn == turns) open(next_tile + gridDim.x);
-    if (next_tile < p.tiles && turns) {
-      const int offset = step_of(next_turn) * 64 + t * 16;
+    if (left == 0) open(next_tile + gridDim.x);
+    if (next_tile < p.tiles && left) {
       uint4* to = ring + next_slot * (P::kR * P::kThreads) + threadIdx.x;
 #pragma unroll
       for (int r = 0; r < P::kR; ++r)
         copy16(to + r * P::kThreads, from[r] + offset, offset < row_bytes);
-      ++next_turn;
+      --left, offset += kApart * 64;
       next_slot = next_slot + 1 == P::kS ? 0 : next_slot + 1;
     }
     commit();
@@ -125,9 +125,10 @@ struct Stream {
     if constexpr (kIsInt4)
       run_groups(tile, slot, to[0]);
     else
+#pragma unroll 1
       for (int i = 0; i < turns; ++i) {
         uint32_t words[kWords];
-        await();
+        wait_for_copies<P::kS - 1>();
         words_of(step_of(i), words);
         const uint4* held = ring + slot * (P::kR * P::kThreads) + threadIdx.x;
 #pragma unroll
@@ -156,22 +157,17 @@ struct Stream {
 
  private:
   const uint8_t* from[P::kR];
-  int next_tile, next_turn = 0, next_slot = 0;
+  int next_tile, left, offset, next_slot = 0;  // turns of the tile, bytes of a channel
   float scales[kIsInt4 ? 4 : 1];  // of the turns that come: two groups of this lane's two channels
 
   __device__ __forceinline__ void open(int tile) {
-    next_tile = tile, next_turn = 0;
+    next_tile = tile, left = turns, offset = step_of(0) * 64 + t * 16;
 #pragma unroll
     for (int r = 0; r < P::kR; ++r)
       from[r] = p.weight + int64_t(clamped(channels(tile, r) + g)) * row_bytes;
   }
 
-  __device__ __forceinline__ void await() const {
-    wait_for_copies<P::kS - 1>();
-    __syncwarp();
-  }
   __device__ __forceinline__ void pass(int& slot) {
-    __syncwarp();
     slot = slot + 1 == P::kS ? 0 : slot + 1;
     load();
   }
@@ -188,7 +184,7 @@ struct Stream {
       load_scales(is_last ? tile + gridDim.x : tile, is_last ? 0 : first + 4);
       for (int i = first; i < min(first + 4, turns); ++i) {
         uint32_t words[kWords];
-        await();
+        wait_for_copies<P::kS - 1>();
         groups_of(step_of(i), (i - first) * 2, words);
         const uint4* held = ring + slot * (P::kR * P::kThreads) + threadIdx.x;
         const uint4 one = held[0], other = held[P::kThreads];
