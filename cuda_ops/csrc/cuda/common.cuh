@@ -69,6 +69,11 @@ __device__ __forceinline__ float warp_max(float x) {
   return x;
 }
 
+// Of magnitudes, whose bits compare as they do.
+__device__ __forceinline__ float warp_max_magnitude(float x) {
+  return __uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(x)));
+}
+
 // 2^x, with an error of two last places or so; 0 where it is too small for a normal number.
 __device__ __forceinline__ float power2(float x) {
   float y;

@@ -13,24 +13,27 @@ namespace {
 
 __device__ __forceinline__ float silu(float x) { return x / (1.0f + __expf(-x)); }
 
-// Number threadIdx.x of a tile's results: its channel and row.
+// One of a tile's results: its channel and row. The last warps have them, as they have the fewest
+// turns where these don't come out even.
 template <Format F, class P>
 struct Output {
   static constexpr int kParts = P::kParts, kChannels = P::kTile;
   const Stream<F, P>& f;
   const Arguments& p;
-  const int channel = threadIdx.x % kChannels, row = threadIdx.x / kChannels;
+  static constexpr int kFirst = P::kThreads - std::max(32, kChannels* kFewRows);
+  const int number = threadIdx.x - kFirst;
+  const int channel = number % kChannels, row = number / kChannels;
   const int part = channel / 8 * kParts;
   const bool is_mine;
   float scale[kParts], bias[kParts];
   float2 correction;  // of the row
 
   __device__ explicit Output(const Stream<F, P>& stream)
-      : f(stream), p(stream.p), is_mine(row < p.rows) {}
+      : f(stream), p(stream.p), is_mine(number >= 0 && row < p.rows) {}
 
   // Whole warps, of which some lanes have results.
   __device__ __forceinline__ void correct(const Inputs<F, P>& inputs) {
-    if (f.warp * 32 >= kChannels * p.rows) return;
+    if (f.warp * 32 < kFirst) return;
 #pragma unroll 1
     for (int of = 0; of < p.rows; ++of) {
       const float2 found = inputs.correction(of);
@@ -45,7 +48,7 @@ struct Output {
     for (int k = 0; k < kParts; ++k) {
       const int at = f.clamped(f.channels(tile, part + k) + channel % 8);
       scale[k] = F != Format::kInt4 && p.scale ? p.scale[at] : 1.0f;
-      bias[k] = p.bias ? number(p.bias[at]) : 0.0f;
+      bias[k] = p.bias ? float(p.bias[at]) : 0.0f;
     }
   }
 

@@ -91,7 +91,7 @@ struct Inputs {
   }
 
   __device__ __forceinline__ void tell(float squares, float most) const {
-    squares = warp_sum(squares), most = warp_max(most);
+    squares = warp_sum(squares), most = warp_max_magnitude(most);
     if (f.lane == 0) f.found[f.warp * 4] = squares, f.found[f.warp * 4 + 1] = most;
   }
 
@@ -132,7 +132,7 @@ struct Inputs {
   // has it; otherwise a power of two brings it below 2^13, so that nothing of a bfloat16 row is
   // lost in float16 but numbers 2^-27 of its largest.
   __device__ __forceinline__ float unit(int of) const {
-    const float most = warp_max(by_warps(of, 1));
+    const float most = warp_max_magnitude(by_warps(of, 1));
     if constexpr (F == Format::kE4M3) return fmaxf(most / 448.0f, 1e-30f);
     const int exponent = int(__float_as_uint(most) >> 23);
     return __uint_as_float(uint32_t(min(max(exponent - 12, 1), 253)) << 23);
