@@ -12,6 +12,16 @@ __device__ __forceinline__ void copy16(void* to, const void* from, bool inside) 
                "r"(inside ? 16 : 0)
                : "memory");
 }
+// The same of what a step reads once: it is the first to leave the second-level cache, where
+// inputs, keys and instructions then stay.
+__device__ __forceinline__ void copy16_once(void* to, const void* from, bool inside) {
+  asm volatile(
+      "{.reg .b64 once; createpolicy.fractional.L2::evict_first.b64 once, 1.0; "
+      "cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, once;}" ::"r"(
+          shared_address(to)),
+      "l"(from), "r"(inside ? 16 : 0)
+      : "memory");
+}
 __device__ __forceinline__ void copy4(void* to, const void* from, bool inside) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(to)), "l"(from),
                "r"(inside ? 4 : 0)

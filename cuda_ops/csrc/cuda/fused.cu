@@ -71,7 +71,7 @@ struct Output {
 template <Format F, class P>
 __global__ void __launch_bounds__(P::kThreads, 2) fused_kernel(const Arguments p) {
   extern __shared__ __align__(16) uint8_t shared[];
-  let_next_start();
+  if (!p.is_late) let_next_start();
   Stream<F, P> stream(p, shared);
   const Inputs<F, P> inputs(stream);
   inputs.before();
@@ -82,6 +82,7 @@ __global__ void __launch_bounds__(P::kThreads, 2) fused_kernel(const Arguments p
   output.before(blockIdx.x);
   wait_for_previous();
   inputs.after();
+  if (p.is_late) let_next_start();
   output.correct(inputs);
   int slot = 0;
   float* shares = stream.sums;
@@ -98,9 +99,10 @@ __global__ void __launch_bounds__(P::kThreads, 2) fused_kernel(const Arguments p
 
 // How a product's blocks are laid out.
 struct Placing {
-  int most;      // blocks for each multiprocessor at the most
-  bool is_even;  // fewer, if then all of them have equally many tiles
-  size_t aside;  // bytes of shared memory taken and not used, so that fewer others fit beside
+  int most;              // blocks for each multiprocessor at the most
+  bool is_even = false;  // fewer, if then all of them have equally many tiles
+  size_t aside = 0;  // bytes of shared memory taken and not used, so that fewer others fit beside
+  bool is_late = false;  // as in Arguments
 };
 
 template <Format F, class P>
@@ -121,7 +123,8 @@ void run(const FusedProduct& p, const Placing& placing, cudaStream_t stream) {
                     static_cast<int>(p.rows),
                     static_cast<int>(p.in),
                     static_cast<int>(p.out),
-                    static_cast<int>(tiles)};
+                    static_cast<int>(tiles),
+                    placing.is_late};
   const size_t used = Stream<F, P>::shared_bytes(a.rows, a.in);
   const size_t shared = std::min(used + placing.aside, size_t(most_shared()));
   check(cudaFuncSetAttribute(fused_kernel<F, P>, cudaFuncAttributeMaxDynamicSharedMemorySize,

@@ -29,6 +29,7 @@ struct Arguments {
   float eps;
   int rows, in, out;  // out: the weight's channels
   int tiles;
+  bool is_late;  // the next kernel's blocks may start once this one's inputs are there
 };
 
 // What instructions multiply: weights of eight bits become float16, as that takes the fewest steps.
@@ -113,7 +114,7 @@ struct Stream {
       uint4* to = ring + next_slot * (P::kR * P::kThreads) + threadIdx.x;
 #pragma unroll
       for (int r = 0; r < P::kR; ++r)
-        copy16(to + r * P::kThreads, from[r] + offset, offset < row_bytes);
+        copy16_once(to + r * P::kThreads, from[r] + offset, offset < row_bytes);
       --left, offset += kApart * 64;
       next_slot = next_slot + 1 == P::kS ? 0 : next_slot + 1;
     }
