@@ -29,7 +29,7 @@ RUN = (
     'qinfer run --plugin qwen2 --quant fp8 "What is the capital of France?"'
 )
 TEST = "pip install -e '.[test]' && pytest"
-FOREIGN = {"--no-deps", "--check", "--strict"}
+FOREIGN = {"--no-deps", "--check", "--strict", "--tool"}
 """Options of other programs that the pages name."""
 
 
