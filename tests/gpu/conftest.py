@@ -1,6 +1,5 @@
 """Tests that need an NVIDIA card: skipped without one."""
 
-import numpy as np
 import pytest
 
 from qinfer.core.hardware.nvidia import cards
@@ -35,8 +34,3 @@ def on_card(request):
     yield
     table.use(table.REFERENCE)
     paddle.set_device("cpu")
-
-
-@pytest.fixture
-def rng():
-    return np.random.default_rng(np.random.SeedSequence().entropy)

@@ -1,32 +1,15 @@
 """Caches of eight bits, windows, norms of the heads and scaled queries, against float64."""
 
-import ml_dtypes
 import numpy as np
 import pytest
 
+from gpu.paged import empty_cache, filled
 from gpu.tools import back, card, error, rounded
 from ops import reference64
 from qinfer.core.rotary import rotary_table
-from qinfer.core.types import LayerCache
 from qinfer.cuda_ops import ops
 
 HELD = ["bfloat16", "int8", "float8_e4m3fn"]
-
-
-def empty_cache(blocks, block_size, kv_heads, dim, dtype):
-    """On the card, full of NaN where the type has one."""
-    shape = (blocks, block_size, kv_heads)
-
-    def part():
-        if dtype == "bfloat16":
-            return card(np.full((*shape, dim), np.nan).astype(ml_dtypes.bfloat16))
-        codes = np.full((*shape, dim), 0x7F, np.uint8)  # e4m3's NaN
-        return card(codes.view(getattr(ml_dtypes, dtype, dtype)))
-
-    def scales():
-        return None if dtype == "bfloat16" else card(np.full(shape, np.nan, np.float32))
-
-    return LayerCache(keys=part(), values=part(), key_scales=scales(), value_scales=scales())
 
 
 @pytest.mark.parametrize("dtype", HELD)
@@ -34,33 +17,14 @@ def empty_cache(blocks, block_size, kv_heads, dim, dtype):
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(14, 2, 64), (6, 2, 128)])
 @pytest.mark.parametrize("block_size", [16, 64])
 def test_attention_after_writing(dtype, window, heads, kv_heads, dim, block_size, rng):
-    """Two sequences written by rotary_kv_write (turned by position 0, so not at all), then read."""
+    """Queries of their own: 150 of one sequence, one of another."""
     counts, lengths = [150, 1], [250, 70]
-    blocks = [-(-length // block_size) for length in lengths]
-    cache = empty_cache(sum(blocks) + 1, block_size, kv_heads, dim, dtype)
-    tables = np.zeros((2, max(blocks)), np.int32)
-    order = rng.permutation(sum(blocks) + 1)
-    contents, used = [], 0
-    for row, length in enumerate(lengths):
-        tables[row, : blocks[row]] = order[used : used + blocks[row]]
-        used += blocks[row]
-        at = np.arange(length)
-        slots = tables[row, at // block_size].astype(np.int64) * block_size + at % block_size
-        parts = rounded(rng.normal(size=(length, 3, kv_heads, dim)), "bfloat16")
-        ops.rotary_kv_write(
-            card(parts.reshape(length, -1)),
-            card(rotary_table(1, dim, 1e4)),
-            card(np.zeros(length, np.int64)),
-            cache,
-            card(slots),
-        )
-        wide = parts.astype(np.float32)
-        contents.append([reference64.held_by_cache(wide[:, part], dtype) for part in (1, 2)])
+    context = filled(rng, lengths, lengths, (block_size, kv_heads, dim), dtype, "bfloat16")
     queries = rounded(rng.normal(size=(sum(counts), heads, dim)), "bfloat16")
     starts = np.cumsum([0, *counts]).astype(np.int32)
-    placed = [card(part) for part in (starts, np.array(lengths, np.int32), tables)]
-    got = back(ops.paged_attention(card(queries), cache, *placed, dim**-0.5, window))
-    for row, (keys, values) in enumerate(contents):
+    placed = [card(part) for part in (starts, np.array(lengths, np.int32), context.tables)]
+    got = back(ops.paged_attention(card(queries), context.cache, *placed, dim**-0.5, window))
+    for row, (keys, values) in enumerate(context.contents):
         part = slice(starts[row], starts[row + 1])
         wide = queries[part].astype(np.float64)
         expected = reference64.attention(wide, keys, values, dim**-0.5, window)

@@ -1,19 +1,13 @@
-"""Fused CUDA operators: products with what stands around them against float64, attention of
-decoding against the reference operators in float32.
-"""
+"""Products with the norm before them and the gate after, against float64."""
 
 import ml_dtypes
 import numpy as np
-import paddle
 import pytest
 
-from gpu.tools import ROUNDING, back, card, error, rounded
+from gpu.tools import back, card, error, rounded
 from ops import reference64
-from qinfer.core.rotary import rotary_table
-from qinfer.core.types import LayerCache, StepInput
 from qinfer.cuda_ops import ops
 
-BLOCK = 16
 E4M3 = ml_dtypes.float8_e4m3fn
 SHAPES = [(896, 1152), (64, 80), (1984, 24), (4864, 896)]
 
@@ -155,102 +149,3 @@ def test_a_layer_that_shows_nothing_is_called(rng):
     assert len(seen) == 1
     np.testing.assert_array_equal(back(total), 2 * x.astype(np.float32))
     np.testing.assert_array_equal(back(got), back(seen[0]))
-
-
-def caches_of(kind, slots, kv_heads, dim, rng):
-    """Two equal caches, one on the card and one here, with any content."""
-    shape = (slots // BLOCK, BLOCK, kv_heads, dim)
-    numbers = [rng.normal(size=shape) for _ in range(2)]
-    scales = [None, None]
-    if kind != "plain":
-        most = 127 if kind == "int8" else 448
-        scales = [(np.abs(n).max(axis=3) / most).astype(np.float32) for n in numbers]
-        numbers = [n / s[..., None] for n, s in zip(numbers, scales, strict=True)]
-    dtype = {"plain": "bfloat16", "int8": "int8", "e4m3": "float8_e4m3fn"}[kind]
-    numbers = [rounded(np.round(n) if kind == "int8" else n, dtype) for n in numbers]
-
-    def here(array):
-        wide = array.astype(np.float32) if kind == "plain" and array.ndim == 4 else array
-        return on_processor(wide)
-
-    def cache(put):
-        (keys, values), (k, v) = numbers, scales
-        parts = [None if s is None else put(s) for s in (k, v)]
-        return LayerCache(
-            keys=put(keys), values=put(values), key_scales=parts[0], value_scales=parts[1]
-        )
-
-    return cache(card), cache(here)
-
-
-def on_processor(array):
-    if array.dtype == E4M3:
-        place = paddle.CPUPlace()
-        return paddle.to_tensor(array.view(np.int8), place=place).view("float8_e4m3fn")
-    return paddle.to_tensor(array, place=paddle.CPUPlace())
-
-
-def read(cache, scales):
-    numbers = back(cache)
-    return numbers if scales is None else numbers * back(scales)[..., None]
-
-
-@pytest.mark.parametrize("kind", ["plain", "int8", "e4m3"])
-@pytest.mark.parametrize(
-    ("heads", "kv_heads", "dim", "has_norms", "window"),
-    [(14, 2, 64, False, 0), (16, 8, 128, True, 100), (20, 1, 16, True, 0), (4, 2, 32, False, 17)],
-)
-@pytest.mark.parametrize("lengths", [[1], [1500], [3000], [3, 64, 0, 17, 500, 130]], ids=str)
-def test_attend(kind, heads, kv_heads, dim, has_norms, window, lengths, rng):
-    count, most = len(lengths), -(-max(lengths) // BLOCK) + 1
-    tables = rng.permutation(count * most).reshape(count, most).astype(np.int32)
-    ends = np.array(lengths) - 1
-    slots = np.where(ends < 0, -1, tables[np.arange(count), ends // BLOCK] * BLOCK + ends % BLOCK)
-    on_card, here = caches_of(kind, count * most * BLOCK, kv_heads, dim, rng)
-    qkv = rounded(rng.normal(size=(count, (heads + 2 * kv_heads) * dim)), "bfloat16")
-    norms = [rounded(rng.normal(size=dim) / 4 + 1, "bfloat16") for _ in range(2)]
-    table = rotary_table(4096, dim, 1e6)
-    arrays = {
-        "token_ids": np.zeros(count, np.int64),
-        "positions": np.maximum(ends, 0) + 3,
-        "query_starts": np.arange(count + 1, dtype=np.int32),
-        "seq_lens": np.array(lengths, np.int32),
-        "slot_mapping": slots.astype(np.int64),
-        "block_tables": tables,
-        "logit_rows": np.arange(count),
-    }
-
-    def step(put):
-        return StepInput(**{name: put(array) for name, array in arrays.items()})
-
-    def options(put):
-        given = [put(norm) if has_norms else None for norm in norms]
-        return dim**-0.5, window, *given, 1e-6, None
-
-    got = back(ops.attend(card(qkv), card(table), step(card), on_card, *options(card)))
-    rows = [row for row, length in enumerate(lengths) if length]
-    assert (np.delete(got, rows, axis=0) == 0).all()
-    arrays = {
-        name: value[rows] if name != "query_starts" else value[: len(rows) + 1]
-        for name, value in arrays.items()
-    }
-    batch, wide = step(on_processor), (lambda array: on_processor(array.astype(np.float32)))
-    scale, _, q_norm, k_norm, eps, _ = options(wide)
-    paddle.set_device("cpu")
-    queries = ops.rotary_kv_write.versions["reference"](
-        wide(qkv[rows]), wide(table), batch.positions, here, batch.slot_mapping, q_norm, k_norm, eps
-    )
-    expected = ops.paged_attention.versions["reference"](
-        queries, here, batch.query_starts, batch.seq_lens, batch.block_tables, scale, window
-    ).numpy()
-    paddle.set_device("nv:0")
-    limit = ROUNDING["bfloat16"] * (2 if kind == "plain" else 4)
-    assert error(got[rows], expected) < limit
-    for name in ("key", "value"):
-        written = [
-            read(getattr(cache, f"{name}s"), getattr(cache, f"{name}_scales")).reshape(
-                -1, kv_heads, dim
-            )[slots[rows]]
-            for cache in (on_card, here)
-        ]
-        assert error(*written) < {"plain": 4e-3, "int8": 1e-2, "e4m3": 4e-2}[kind]
