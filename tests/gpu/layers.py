@@ -1,0 +1,90 @@
+"""Layers as the schemes build them, on the card, and what float64 makes of their products."""
+
+import ml_dtypes
+import numpy as np
+
+from gpu.tools import card, rounded
+from ops import reference64
+from qinfer.cuda_ops import ops
+
+E4M3 = ml_dtypes.float8_e4m3fn
+FORMATS = ["plain", "int8", "e4m3", "int4"]
+
+
+class Layer:
+    """Shows how its weight is held, and must not be called."""
+
+    def __init__(self, held):
+        self.held = held
+
+    def __call__(self, x):
+        raise AssertionError("the parts ran")
+
+
+def layer_of(format_, width, out, rng, *, dtype="bfloat16", has_bias=True, spoilt=None):
+    """A layer, its weight [out, in] and its bias [out] in float64. Channel ``spoilt`` has NaN,
+    or a scale of it.
+    """
+    bias = rounded(rng.normal(size=out), dtype)
+    scale = rng.uniform(1e-3, 1e-2, out).astype(np.float32)
+    if format_ == "plain":
+        codes, scale = rounded(rng.normal(size=(out, width)) / 20, dtype), None
+    elif format_ == "int8":
+        codes = rng.integers(-127, 128, (out, width)).astype(np.int8)
+    elif format_ == "e4m3":
+        codes = (rng.normal(size=(out, width)) * 40).clip(-448, 448).astype(E4M3)
+    else:
+        codes = rng.integers(-8, 8, (out, width)).astype(np.int8)
+        scale = rng.uniform(1e-2, 1e-1, (out, width // 64)).astype(np.float32)
+    if spoilt is not None:
+        (codes if scale is None else scale)[spoilt] = np.nan
+    wide = codes.astype(np.float64)
+    if scale is not None:
+        wide *= np.repeat(scale, 64, axis=1) if format_ == "int4" else scale[:, None]
+    if format_ == "int4":
+        weight, scales = ops.arrange_int4(card(codes), card(scale))
+    else:
+        weight, scales = card(codes), None if scale is None else card(scale)
+    given = card(bias) if has_bias else None
+    held = ops.Held(format=format_, weight=weight, scale=scales, bias=given, out=out)
+    return Layer(held), wide, bias.astype(np.float64) * has_bias
+
+
+def bare(layer, x, dtype="bfloat16"):
+    """The product of x [T, in] with a layer's weight by the operator of its format."""
+    h = layer.held
+    if h.format == "plain":
+        return ops.linear(x, h.weight, h.bias, dtype, h.out)
+    if h.format == "int4":
+        return ops.linear_int4(x, h.weight, h.scale, h.bias, h.out)
+    product = ops.linear_int8 if h.format == "int8" else ops.linear_fp8
+    return product(x, h.weight, h.scale, h.bias)
+
+
+def coarse(x, whole=None):
+    """Rows in codes of e4m3, with the step of ``whole``, their own if None. In float32, as steps
+    are: quotients fall halfway between two codes often enough to show.
+    """
+    x, whole = (y.astype(np.float32) for y in (x, x if whole is None else whole))
+    step = np.abs(whole).max(axis=1, keepdims=True) / np.float32(448)
+    step = np.maximum(step, np.float32(1e-30))
+    return np.clip(x / step, -448, 448).astype(E4M3).astype(np.float64) * step
+
+
+def normed(x, weight, format_, dtype="bfloat16"):
+    """What a norm may become before a product. In codes of e4m3 it is rounded to 16 bits first,
+    with its row's factor or before that, when the step is that of what is not rounded yet. Which of
+    the two it is decides for some numbers about the code, and codes are 1/16 apart.
+    """
+    exact = reference64.rms_norm(x, weight, 1e-6)
+    if format_ != "e4m3":
+        return [exact]
+    factor = (np.mean(x.astype(np.float64) ** 2, axis=1, keepdims=True) + 1e-6) ** -0.5
+    early = x.astype(np.float64) * weight
+    return [coarse(rounded(exact, dtype)), coarse(rounded(early, dtype), early) * factor]
+
+
+def gated(y):
+    """silu of the first half times the second."""
+    gate, up = np.split(y, 2, axis=1)
+    return gate / (1 + np.exp(-gate)) * up
