@@ -72,7 +72,8 @@ def first_byte(model: Sequence[str]) -> float:
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
     ) as started:
         assert started.stdout
-        started.stdout.read(1)
+        if not started.stdout.read(1):
+            raise SystemExit(f"no answer from: {' '.join(command)}")
         return time.perf_counter() - begin
 
 
