@@ -113,14 +113,15 @@ def test_expert_linear_fp8(case, dtype, rng):
     )
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("tokens", [1, 9, 200])
-def test_expert_linear_fp8_block(tokens, rng):
+def test_expert_linear_fp8_block(tokens, dtype, rng):
     count, out, width, block = 5, 256, 320, 128
     weight = (rng.normal(size=(count * out, width)) * 40).clip(-448, 448).astype(E4M3)
     scale = scaled(rng, count * out // block, 3)
     whole = np.repeat(np.repeat(scale, block, 0), block, 1)[:, :width].astype(np.float64)
     experts = np.stack([rng.permutation(count)[:2] for _ in range(tokens)]).astype(np.int32)
-    x = rounded(rng.normal(size=(tokens, width)), "bfloat16")
+    x = rounded(rng.normal(size=(tokens, width)), dtype)
     runs = [coarse(x[:, start : start + block], 448) for start in range(0, width, block)]
     want = expected(
         np.concatenate(runs, axis=1), experts, by_expert(weight.astype(np.float64) * whole, count)
@@ -128,7 +129,7 @@ def test_expert_linear_fp8_block(tokens, rng):
     held = ops.arrange_experts_fp8(card(weight), count)
     placed = map(card, (scale, experts))
     got = ops.expert_linear_fp8_block(card(x), held, *placed, block, out)
-    assert error(back(got), want) < ROUNDING["bfloat16"]
+    assert error(back(got), want) < ROUNDING[dtype]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -43,21 +43,25 @@ def test_norm_linear(format_, shape, rows, is_first, is_gated, rng):
     [*((kind, kind) for kind in FORMATS), ("plain", "e4m3"), ("e4m3", "int8")],
     ids="-".join,
 )
-@pytest.mark.parametrize("rows", [1, 2, 3, 16, 17, 64, 65, 200, 2048])
-def test_gated_mlp(rows, formats, rng):
+@pytest.mark.parametrize(
+    ("rows", "dtype"),
+    [(rows, "bfloat16") for rows in (1, 2, 3, 16, 17, 64, 65, 200, 2048)]
+    + [(2, "float16"), (300, "float16")],
+)
+def test_gated_mlp(rows, dtype, formats, rng):
     """The same as its parts, to the bit: what is rounded between the products is the same."""
     width, wide = 256, 2 * 704
     layers = [
-        layer_of(kind, *size, rng)[0]
+        layer_of(kind, *size, rng, dtype=dtype)[0]
         for kind, size in zip(formats, ((width, wide), (wide // 2, width)), strict=True)
     ]
-    delta, residual = (rounded(rng.normal(size=(rows, width)) * 3, "bfloat16") for _ in range(2))
-    norm = rounded(rng.normal(size=width) / 4 + 1, "bfloat16")
+    delta, residual = (rounded(rng.normal(size=(rows, width)) * 3, dtype) for _ in range(2))
+    norm = rounded(rng.normal(size=width) / 4 + 1, dtype)
     x = (card(delta), card(residual), card(norm), 1e-6)
     got, total = ops.gated_mlp(*x, *layers)
     hidden, summed = ops.norm_linear(*x, layers[0], True)
     np.testing.assert_array_equal(back(total), back(summed))
-    np.testing.assert_array_equal(back(got), back(bare(layers[1], hidden)))
+    np.testing.assert_array_equal(back(got), back(bare(layers[1], hidden, dtype)))
 
 
 @pytest.mark.parametrize("width", [64, 2064, 4864, 12000])
