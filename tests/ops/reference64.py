@@ -26,14 +26,14 @@ def attention(queries, keys, values, scale, window=0):
     """Causal attention of the last n positions; queries [n, Hq, D], keys and values [L, Hkv, D]."""
     count, heads, _ = queries.shape
     length, kv_heads, _ = keys.shape
-    out = np.zeros(queries.shape, np.float64)
+    queries, keys, values = (x.astype(np.float64) for x in (queries, keys, values))
+    out = np.zeros(queries.shape)
     for i in range(count):
         seen = length - count + i + 1
         first = max(seen - window, 0) if window else 0
-        for h in range(heads):
-            kv = h // (heads // kv_heads)
-            scores = keys[first:seen, kv].astype(np.float64) @ queries[i, h] * scale
-            out[i, h] = softmax(scores) @ values[first:seen, kv]
+        for kv, of in enumerate(np.split(np.arange(heads), kv_heads)):
+            scores = queries[i, of] @ keys[first:seen, kv].T * scale
+            out[i, of] = softmax(scores) @ values[first:seen, kv]
     return out
 
 

@@ -41,7 +41,8 @@ struct Head {
     return x;
   }
 
-  // A shuffle takes the whole warp, whose threads may hold heads of other kinds: `wanted` or not.
+  // As a row of 16-bit numbers would hold it, which is what decoding does too (head.cuh). A shuffle
+  // takes the whole warp, whose threads may hold heads of other kinds: `wanted` or not.
   __device__ __forceinline__ void normalise(const void* weight, bool wanted) {
     float squares = 0;
 #pragma unroll
@@ -53,10 +54,10 @@ struct Head {
     float by[8];
     unpack8<T>(*reinterpret_cast<const uint4*>(from), by);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) low[i] *= factor * by[i];
+    for (int i = 0; i < 8; ++i) low[i] = number(T(low[i] * factor * by[i]));
     unpack8<T>(*reinterpret_cast<const uint4*>(from + D / 2), by);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) high[i] *= factor * by[i];
+    for (int i = 0; i < 8; ++i) high[i] = number(T(high[i] * factor * by[i]));
   }
 
   __device__ __forceinline__ void rotate(int64_t position) {
