@@ -21,33 +21,41 @@ class Layer:
         raise AssertionError("the parts ran")
 
 
+def numbers_of(format_, width, out, rng, dtype="bfloat16"):
+    """A weight's codes [out, in] and its scales, None where it has none."""
+    scale = rng.uniform(1e-3, 1e-2, out).astype(np.float32)
+    if format_ == "plain":
+        return rounded(rng.normal(size=(out, width)) / 20, dtype), None
+    if format_ == "int8":
+        return rng.integers(-127, 128, (out, width)).astype(np.int8), scale
+    if format_ == "e4m3":
+        return (rng.normal(size=(out, width)) * 40).clip(-448, 448).astype(E4M3), scale
+    codes = rng.integers(-8, 8, (out, width)).astype(np.int8)
+    return codes, rng.uniform(1e-2, 1e-1, (out, width // 64)).astype(np.float32)
+
+
+def layer_with(format_, codes, scale, bias):
+    """The layer on the card."""
+    scales, bias = (None if part is None else card(part) for part in (scale, bias))
+    weight, out = card(codes), len(codes)
+    if format_ == "int4":
+        weight, scales = ops.arrange_int4(weight, scales)
+    return Layer(ops.Held(format=format_, weight=weight, scale=scales, bias=bias, out=out))
+
+
 def layer_of(format_, width, out, rng, *, dtype="bfloat16", has_bias=True, spoilt=None):
     """A layer, its weight [out, in] and its bias [out] in float64. Channel ``spoilt`` has NaN,
     or a scale of it.
     """
     bias = rounded(rng.normal(size=out), dtype)
-    scale = rng.uniform(1e-3, 1e-2, out).astype(np.float32)
-    if format_ == "plain":
-        codes, scale = rounded(rng.normal(size=(out, width)) / 20, dtype), None
-    elif format_ == "int8":
-        codes = rng.integers(-127, 128, (out, width)).astype(np.int8)
-    elif format_ == "e4m3":
-        codes = (rng.normal(size=(out, width)) * 40).clip(-448, 448).astype(E4M3)
-    else:
-        codes = rng.integers(-8, 8, (out, width)).astype(np.int8)
-        scale = rng.uniform(1e-2, 1e-1, (out, width // 64)).astype(np.float32)
+    codes, scale = numbers_of(format_, width, out, rng, dtype)
     if spoilt is not None:
         (codes if scale is None else scale)[spoilt] = np.nan
     wide = codes.astype(np.float64)
     if scale is not None:
         wide *= np.repeat(scale, 64, axis=1) if format_ == "int4" else scale[:, None]
-    if format_ == "int4":
-        weight, scales = ops.arrange_int4(card(codes), card(scale))
-    else:
-        weight, scales = card(codes), None if scale is None else card(scale)
-    given = card(bias) if has_bias else None
-    held = ops.Held(format=format_, weight=weight, scale=scales, bias=given, out=out)
-    return Layer(held), wide, bias.astype(np.float64) * has_bias
+    layer = layer_with(format_, codes, scale, bias if has_bias else None)
+    return layer, wide, bias.astype(np.float64) * has_bias
 
 
 def bare(layer, x, dtype="bfloat16"):

@@ -37,10 +37,10 @@ def limit(dtype, kind, stretch):
 class Case:
     """A step of ``counts`` new tokens of sequences that then have ``lengths``, on the card."""
 
-    def __init__(self, rng, dtype, kind, heads, dim, counts, lengths, window):
+    def __init__(self, rng, dtype, kind, heads, dim, counts, lengths, window, size=0):
         self.dtype, self.kind, self.counts, self.lengths = dtype, kind, counts, lengths
         self.heads, self.kv_heads, self.dim, self.window = *heads, dim, window
-        size = int(rng.choice([8, 16, 24, 32, 64]))
+        size = size or int(rng.choice([8, 16, 32, 64, 128]))
         before = np.subtract(lengths, counts).clip(0).tolist()
         self.held = KINDS[kind] or dtype
         is_static = kind != "plain" and bool(rng.integers(2))
@@ -179,3 +179,11 @@ def test_prompts(dtype, kind, heads, is_special, rng):
     others = [] if window or kind != "plain" else [16, 32, 256]
     dim = int(rng.choice([64, 128, 64, 128, *others]))
     Case(rng, dtype, kind, heads, dim, counts, lengths, window).check()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("size", [20, 24])
+def test_prompts_in_blocks_that_the_copy_engine_does_not_know(size, dim, dtype, rng):
+    """As on cards without one."""
+    Case(rng, dtype, "plain", (14, 2), dim, [130, 1, 40], [130, 70, 100], 0, size).check()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gpu.paged import empty_cache, filled
-from gpu.tools import back, card, error, rounded
+from gpu.tools import DTYPES, back, card, error, rounded
 from ops import reference64
 from qinfer.core.rotary import rotary_table
 from qinfer.cuda_ops import ops
@@ -31,14 +31,16 @@ def test_attention_after_writing(dtype, window, heads, kv_heads, dim, block_size
         assert error(got[part].reshape(expected.shape), expected) < 1e-2
 
 
-@pytest.mark.parametrize("dtype", HELD)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("held_as", ["plain", *HELD[1:]])
 @pytest.mark.parametrize("dim", [16, 32, 64, 128, 256])
-def test_norms_of_heads_and_scaled_queries(dtype, dim, rng):
+def test_norms_of_heads_and_scaled_queries(held_as, dim, dtype, rng):
     heads, kv_heads, tokens = 5, 2, 9
-    cache = empty_cache(2, 16, kv_heads, dim, dtype)
-    qkv = rounded(rng.normal(size=(tokens, heads + 2 * kv_heads, dim)), "bfloat16")
-    norms = [rounded(rng.normal(size=dim), "bfloat16") for _ in range(2)]
-    factors = rounded(rng.uniform(1, 2, 40), "bfloat16")
+    held_as = dtype if held_as == "plain" else held_as
+    cache = empty_cache(2, 16, kv_heads, dim, held_as)
+    qkv = rounded(rng.normal(size=(tokens, heads + 2 * kv_heads, dim)), dtype)
+    norms = [rounded(rng.normal(size=dim), dtype) for _ in range(2)]
+    factors = rounded(rng.uniform(1, 2, 40), dtype)
     positions, slots = rng.integers(0, 40, tokens), rng.permutation(32)[:tokens]
     slots[4] = -1  # padding
     queries = ops.rotary_kv_write(
@@ -62,9 +64,10 @@ def test_norms_of_heads_and_scaled_queries(dtype, dim, rng):
         turned = [np.stack([reference64.rotate(x, position, 1e4) for x in part]) for part in normed]
         assert error(back(queries)[t], turned[0] * float(factors[position])) < 4e-3
         if slot >= 0:
-            expected = reference64.held_by_cache(turned[1].astype(np.float32), dtype)
+            expected = reference64.held_by_cache(turned[1].astype(np.float32), held_as)
             assert error(keys[slot], expected) < 2e-2
-            exactly = reference64.held_by_cache(row[heads + kv_heads :].astype(np.float32), dtype)
+            wide = row[heads + kv_heads :].astype(np.float32)
+            exactly = reference64.held_by_cache(wide, held_as)
             assert error(values[slot], exactly) < 1e-3
 
 

@@ -151,7 +151,7 @@ def test_expert_linear_a8w8(case, dtype, rng):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("normalise", [True, False])
 @pytest.mark.parametrize(
-    ("tokens", "count", "top_k"), [(1, 60, 4), (9, 8, 8), (40, 128, 8), (3, 512, 10)]
+    ("tokens", "count", "top_k"), [(1, 60, 4), (9, 8, 8), (40, 128, 8), (5, 200, 6), (3, 512, 10)]
 )
 def test_route(tokens, count, top_k, normalise, dtype, rng):
     logits = rounded(rng.normal(size=(tokens, count)) * 3, dtype)

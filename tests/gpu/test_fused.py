@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gpu.layers import E4M3, FORMATS, Layer, bare, gated, layer_of, normed
-from gpu.tools import back, card, error, rounded
+from gpu.tools import DTYPES, back, card, error, rounded
 from qinfer.cuda_ops import ops
 
 SHAPES = [(896, 1152), (64, 80), (1984, 24), (4864, 896)]
@@ -38,22 +38,24 @@ def test_norm_linear(format_, shape, rows, is_first, is_gated, rng):
     assert nearest < (2e-2 if is_gated else 1e-2 if format_ == "e4m3" else 6e-3)
 
 
+MLPS = [(rows, 704, 256, "bfloat16") for rows in (1, 2, 3, 16, 17, 64, 65, 200, 2048)]
+MLPS += [(2, 704, 256, "float16"), (300, 704, 50, "float16"), (300, 2112, 256, "float16")]
+MLPS += [(300, 2112, 50, "bfloat16"), (2048, 2112, 256, "bfloat16")]
+"""Rows, what is between the products, results; a library computes none of 50."""
+
+
 @pytest.mark.parametrize(
     "formats",
     [*((kind, kind) for kind in FORMATS), ("plain", "e4m3"), ("e4m3", "int8")],
     ids="-".join,
 )
-@pytest.mark.parametrize(
-    ("rows", "dtype"),
-    [(rows, "bfloat16") for rows in (1, 2, 3, 16, 17, 64, 65, 200, 2048)]
-    + [(2, "float16"), (300, "float16")],
-)
-def test_gated_mlp(rows, dtype, formats, rng):
+@pytest.mark.parametrize(("rows", "inner", "out", "dtype"), MLPS)
+def test_gated_mlp(rows, inner, out, dtype, formats, rng):
     """The same as its parts, to the bit: what is rounded between the products is the same."""
-    width, wide = 256, 2 * 704
+    width = 256
     layers = [
         layer_of(kind, *size, rng, dtype=dtype)[0]
-        for kind, size in zip(formats, ((width, wide), (wide // 2, width)), strict=True)
+        for kind, size in zip(formats, ((width, 2 * inner), (inner, out)), strict=True)
     ]
     delta, residual = (rounded(rng.normal(size=(rows, width)) * 3, dtype) for _ in range(2))
     norm = rounded(rng.normal(size=width) / 4 + 1, dtype)
@@ -64,15 +66,16 @@ def test_gated_mlp(rows, dtype, formats, rng):
     np.testing.assert_array_equal(back(got), back(bare(layers[1], hidden, dtype)))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", [64, 2064, 4864, 12000])
-@pytest.mark.parametrize("rows", [3, 20])
-def test_a_norm_is_rounded_as_its_result_would_be(rows, width, rng):
+@pytest.mark.parametrize(("rows", "out"), [(3, 48), (20, 48), (140, 50)])
+def test_a_norm_is_rounded_as_its_result_would_be(rows, out, width, dtype, rng):
     """With ones on the weight's diagonal the product shows the codes."""
-    x = card(rounded(rng.normal(size=(rows, width)) * 3, "bfloat16"))
-    norm = card(rounded(rng.normal(size=width) / 4 + 1, "bfloat16"))
-    weight = card(np.eye(48, width).astype(E4M3))
-    scale = card(np.ones(48, np.float32))
-    layer = Layer(ops.Held(format="e4m3", weight=weight, scale=scale, bias=None, out=48))
+    x = card(rounded(rng.normal(size=(rows, width)) * 3, dtype))
+    norm = card(rounded(rng.normal(size=width) / 4 + 1, dtype))
+    weight = card(np.eye(out, width).astype(E4M3))
+    scale = card(np.ones(out, np.float32))
+    layer = Layer(ops.Held(format="e4m3", weight=weight, scale=scale, bias=None, out=out))
     got, _ = ops.norm_linear(None, x, norm, 1e-6, layer)
     expected = ops.linear_fp8(ops.rms_norm(x, norm, 1e-6), weight, scale, None)
     np.testing.assert_array_equal(back(got), back(expected))

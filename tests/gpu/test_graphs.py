@@ -8,6 +8,7 @@ from gpu.tools import back, card, rounded
 from qinfer.core.errors import Unsupported
 from qinfer.cuda_ops import ops
 from qinfer.cuda_ops.cuda import empty
+from qinfer.cuda_ops.cuda_bandwidth import read_bandwidth
 from qinfer.cuda_ops.graphs import Card, Graph, view
 
 
@@ -15,6 +16,10 @@ def chain(x, weights):
     for weight in weights:
         x = ops.silu_gate(ops.linear(x, weight, None, "bfloat16", 128))
     return x
+
+
+def test_the_device_reads_what_bandwidth_is_measured_with(library):
+    assert read_bandwidth(Card(library, 0)) > 0
 
 
 def test_a_graph_follows_its_inputs(library, rng):

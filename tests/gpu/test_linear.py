@@ -1,13 +1,12 @@
 """The CUDA products in each weight format, against float64 over the same quantised values."""
 
-import ml_dtypes
 import numpy as np
 import pytest
 
+from gpu.layers import E4M3, FORMATS, bare, coarse, layer_of, layer_with, numbers_of
 from gpu.tools import DTYPES, E4M3_ROUNDING, ROUNDING, back, card, error, rounded
 from qinfer.cuda_ops import ops
 
-E4M3 = ml_dtypes.float8_e4m3fn
 ROWS = [1, 2, 3, 8, 9, 16, 17, 32, 40, 64, 65, 200, 300]
 SHAPES = [(64, 77), (896, 1152), (4864, 896), (1536, 16), (128, 9000)]
 
@@ -66,12 +65,37 @@ def test_linear_fp8(dtype, rows, shape, rng):
     weight = (rng.normal(size=(shape[1], shape[0])) * 40).clip(-448, 448).astype(E4M3)
     scale = rng.uniform(1e-4, 1e-3, shape[1]).astype(np.float32)
     got = ops.linear_fp8(card(x), ops.arrange(card(weight), dtype), card(scale), card(bias))
-    wide = x.astype(np.float32)
-    step = np.abs(wide).max(axis=1, keepdims=True) / np.float32(448)
-    coarse = np.clip(wide / step, -448, 448).astype(E4M3).astype(np.float64)
-    expected = coarse @ weight.T.astype(np.float64) * step * scale + bias.astype(np.float64)
+    expected = coarse(x) @ weight.T.astype(np.float64) * scale + bias.astype(np.float64)
     limit = E4M3_ROUNDING if 3 <= rows <= 16 else ROUNDING
     assert error(back(got), expected) < limit[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("format_", "rows", "out"),
+    [("int8", 600, 144), ("int4", 600, 144), *(("e4m3", 128 + rest, 77) for rest in (12, 20, 40))],
+)
+def test_more_rows(format_, rows, out, dtype, rng):
+    """Weights unpacked for cuBLASLt, and rows that it does not know, 64 at a time and the rest."""
+    layer, weight, bias = layer_of(format_, 320, out, rng, dtype=dtype)
+    x = inputs(rng, rows, 320, dtype)
+    seen = coarse(x) if format_ == "e4m3" else x.astype(np.float64)
+    got = back(bare(layer, card(x), dtype))
+    assert error(got, seen @ weight.T + bias) < ROUNDING[dtype] * 2**0.5
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_a_vocabulary(format_, rng):
+    """More results than the fused kernels have. They repeat, so that few need be computed here."""
+    width, part, out = 1024, 256, 65_557
+    numbers = [*numbers_of(format_, width, part, rng), inputs(rng, 1, part, "bfloat16")[0]]
+    whole = [None if x is None else np.resize(x, (out, *x.shape[1:])) for x in numbers]
+    few, many = (layer_with(format_, *each) for each in (numbers, whole))
+    for rows in (1, 2, 5):
+        x = card(inputs(rng, rows, width, "bfloat16"))
+        want, got = back(bare(few, x)), back(bare(many, x))
+        repeated = np.resize(want.T, (out, rows)).T
+        assert error(got, repeated) < ROUNDING["bfloat16"]
 
 
 def test_every_e4m3_code_is_read_as_it_is(rng):

@@ -45,7 +45,7 @@ def test_silu_gate(dtype, rows, width, rng):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("rows", "width"), [(1, 896), (3, 64), (70, 3584), (2, 16384)])
+@pytest.mark.parametrize(("rows", "width"), [(1, 896), (3, 64), (70, 3584), (3, 6000), (2, 16384)])
 def test_norms(dtype, rows, width, rng):
     x, residual = (rounded(rng.normal(size=(rows, width)), dtype) for _ in range(2))
     weight = rounded(rng.normal(size=width), dtype)
@@ -140,6 +140,22 @@ def test_paged_attention(dtype, heads, kv_heads, dim, counts, lengths, rng):
         part = slice(starts[row], starts[row + 1])
         expected = reference64.attention(exact(queries[part]), keys, values, dim**-0.5)
         assert error(got[part].reshape(expected.shape), expected) < 2 * ROUNDING[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim", [16, 32, 64, 128, 256])
+@pytest.mark.parametrize("group", [1, 2, 7])
+def test_attention_of_single_queries(group, dim, dtype, rng):
+    """Which heads share the keys that are read decides which of the kernels it is."""
+    lengths, heads = [70, 1, 300], 2 * group
+    caches, tables, contents = paged(rng, lengths, 2, dim, dtype)
+    queries = rounded(rng.normal(size=(3, heads, dim)), dtype)
+    numbers = np.arange(4, dtype=np.int32), np.array(lengths, np.int32), tables
+    cache = LayerCache(keys=caches[0], values=caches[1])
+    got = back(ops.paged_attention(card(queries), cache, *map(card, numbers), dim**-0.5))
+    for row, (keys, values) in enumerate(contents):
+        expected = reference64.attention(exact(queries[row : row + 1]), keys, values, dim**-0.5)
+        assert error(got[row], expected.reshape(-1)) < 2 * ROUNDING[dtype]
 
 
 def test_attention_of_a_sequence_that_is_not_there_is_zero(rng):
