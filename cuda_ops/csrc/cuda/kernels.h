@@ -141,7 +141,7 @@ void fused_product(Format format, const FusedProduct& p, cudaStream_t stream);
 
 int64_t int4_bytes(int64_t out, int64_t in);
 void pack_int4(const int8_t* weight, uint8_t* packed, int64_t out, int64_t in, cudaStream_t stream);
-// w[out, in] in `type`, scales multiplied in; int8 without where there are none
+// Of int8 or int4: w[out, in] in `type`, scales multiplied in; int8 without where there are none
 void dequantise(Type type, Format format, const void* weight, const float* scale, void* w,
                 int64_t out, int64_t in, cudaStream_t stream);
 

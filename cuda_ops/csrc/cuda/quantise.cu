@@ -51,13 +51,8 @@ __global__ void dequantise_kernel(const uint8_t* weight, const float* scale, T* 
     factor = scale[channel * (in / 64) + i / 64];
   } else {
     const uint2 bytes = *reinterpret_cast<const uint2*>(row + i);
-    if constexpr (F == Format::kInt8) {
-      from_int8<T>(bytes.x, words[0], words[1]);
-      from_int8<T>(bytes.y, words[2], words[3]);
-    } else {
-      from_e4m3<T>(bytes.x, words[0], words[1]);
-      from_e4m3<T>(bytes.y, words[2], words[3]);
-    }
+    from_int8<T>(bytes.x, words[0], words[1]);
+    from_int8<T>(bytes.y, words[2], words[3]);
     factor = scale ? scale[channel] : 1.0f;
   }
   float numbers[8];
@@ -76,10 +71,8 @@ void unpack_weight(Format format, const void* weight, const float* scale, void* 
   if (format == Format::kInt4)
     launch(dequantise_kernel<T, Format::kInt4>, grid, kThreads, 0, stream, from, scale, to, in,
            int4_bytes(1, in));
-  else if (format == Format::kInt8)
-    launch(dequantise_kernel<T, Format::kInt8>, grid, kThreads, 0, stream, from, scale, to, in, in);
   else
-    launch(dequantise_kernel<T, Format::kE4M3>, grid, kThreads, 0, stream, from, scale, to, in, in);
+    launch(dequantise_kernel<T, Format::kInt8>, grid, kThreads, 0, stream, from, scale, to, in, in);
 }
 
 }  // namespace

@@ -41,8 +41,8 @@ struct Head {
     return x;
   }
 
-  // As a row of 16-bit numbers would hold it, which is what decoding does too (head.cuh). A shuffle
-  // takes the whole warp, whose threads may hold heads of other kinds: `wanted` or not.
+  // As a row of 16-bit numbers would hold it, which is what decoding does too. A shuffle takes the
+  // whole warp, whose threads may hold heads of other kinds: `wanted` or not.
   __device__ __forceinline__ void normalise(const void* weight, bool wanted) {
     float squares = 0;
 #pragma unroll

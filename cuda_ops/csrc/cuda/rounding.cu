@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kMostThreads) row_kernel(const Rounding r) {
 constexpr int kRunThreads = 128;
 
 // A block for each run of a row, whose numbers are multiplied with its scale again.
-template <class T, Code C>
+template <class T>
 __global__ void __launch_bounds__(kRunThreads) run_kernel(const Rounding r) {
   let_next_start();
   wait_for_previous();
@@ -86,6 +86,7 @@ __global__ void __launch_bounds__(kRunThreads) run_kernel(const Rounding r) {
   float most = 0, v[8];
   for (int i = first + threadIdx.x * 8; i < end; i += kRunThreads * 8)
     most = most_of<T>(value_at<T, false>(r, row, i), most);
+  constexpr Code C = Code::kE4M3;
   const float step = step_of<C>(block_max(most));
   for (int i = first + threadIdx.x * 8; i < end; i += kRunThreads * 8) {
     unpack8<T>(numbers8<T, C>(rounded8<T, C>(value_at<T, false>(r, row, i), step)), v);
@@ -109,11 +110,11 @@ void round_rows(const Rounding& r, cudaStream_t stream) {
     with(row_kernel<T, C, Kind, Gated, 5>, 5);
 }
 
-template <class T, Code C>
-void of_code(const Rounding& r, cudaStream_t stream) {
+template <class T>
+void to_e4m3(const Rounding& r, cudaStream_t stream) {
+  constexpr Code C = Code::kE4M3;
   if (r.run)
-    launch(run_kernel<T, C>, dim3(r.rows, (r.width + r.run - 1) / r.run), kRunThreads, 0, stream,
-           r);
+    launch(run_kernel<T>, dim3(r.rows, (r.width + r.run - 1) / r.run), kRunThreads, 0, stream, r);
   else if (r.as_bytes)
     r.gated ? round_rows<T, C, To::kBytes, true>(r, stream)
             : round_rows<T, C, To::kBytes, false>(r, stream);
@@ -124,7 +125,10 @@ void of_code(const Rounding& r, cudaStream_t stream) {
 
 template <class T>
 void of_type(Code code, const Rounding& r, cudaStream_t stream) {
-  code == Code::kInt8 ? of_code<T, Code::kInt8>(r, stream) : of_code<T, Code::kE4M3>(r, stream);
+  if (code == Code::kInt8)
+    round_rows<T, Code::kInt8, To::kRounded, false>(r, stream);
+  else
+    to_e4m3<T>(r, stream);
 }
 
 }  // namespace

@@ -16,7 +16,7 @@ struct Rounding {
   float* scale;        // [rows], written also where it is fixed; null for runs
   const float* fixed;  // [1] or null
   int64_t rows, width, run;
-  bool as_bytes, gated;  // runs: neither
+  bool as_bytes, gated;  // runs: neither; int8: neither, nor runs
 };
 void round_inputs(Type type, Code code, const Rounding& r, cudaStream_t stream);
 
