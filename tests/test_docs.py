@@ -29,7 +29,7 @@ RUN = (
     'qinfer run --plugin qwen2 --quant fp8 "What is the capital of France?"'
 )
 TEST = "pip install -e '.[test]' && pytest"
-FOREIGN = {"--no-deps", "--check", "--strict", "--tool"}
+FOREIGN = {"--no-deps", "--check", "--strict", "--tool", "--kernel-name"}
 """Options of other programs that the pages name."""
 
 
