@@ -6,97 +6,108 @@
 
 namespace qinfer::cuda::decoding {
 
-// What parts have to be multiplied with before they are added up, brought to the largest score.
-template <int Most>
-struct Factors {
-  float by[Most], top = -1e30f, total = 0;
+struct Joined {
+  float4 sum;   // of four numbers of a head
+  float2 rest;  // its largest score and its total
 
-  // read(part) gives its largest score and its total.
-  template <class Read>
-  __device__ __forceinline__ Factors(int count, Read read) {
-    float2 found[Most];
-#pragma unroll
-    for (int n = 0; n < Most; ++n) {
-      found[n] = n < count ? read(n) : make_float2(-1e30f, 0.0f);
-      top = fmaxf(top, found[n].x);
-    }
-#pragma unroll
-    for (int n = 0; n < Most; ++n) {
-      by[n] = power2(found[n].x - top);
-      total += by[n] * found[n].y;
-    }
+  __device__ __forceinline__ void scale(float by) {
+    sum.x *= by, sum.y *= by, sum.z *= by, sum.w *= by, rest.y *= by;
   }
-
-  template <class Read>
-  __device__ __forceinline__ float4 sum(int count, Read read) const {
-    float4 all = {};
-#pragma unroll
-    for (int n = 0; n < Most; ++n) {
-      if (n >= count) break;
-      const float4 v = read(n);
-      all.x += by[n] * v.x, all.y += by[n] * v.y, all.z += by[n] * v.z, all.w += by[n] * v.w;
-    }
-    return all;
+  __device__ __forceinline__ void add(float by, float total, const float4& v) {
+    sum.x += by * v.x, sum.y += by * v.y, sum.z += by * v.z, sum.w += by * v.w;
+    rest.y += by * total;
   }
 };
 
+// rest(part) and sums(part) give a part's, which are brought to the largest score of all.
+// Four at a time, so that their loads are on their way together.
+template <class Rest, class Sums>
+__device__ __forceinline__ Joined join(int count, Rest rest, Sums sums) {
+  Joined all = {{}, {-1e30f, 0}};
+#pragma unroll 1
+  for (int first = 0; first < count; first += 4) {
+    float2 one[4];
+    float4 v[4];
+    float top = all.rest.x;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int n = min(first + i, count - 1);
+      one[i] = rest(n), v[i] = sums(n);
+      top = fmaxf(top, one[i].x);
+    }
+    all.scale(power2(all.rest.x - top));
+    all.rest.x = top;
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      all.add(first + i < count ? power2(one[i].x - top) : 0.0f, one[i].y, v[i]);
+  }
+  return all;
+}
+
 // Four numbers of a head are an item. Item i belongs to block i % size of the cluster, as its
 // number i / size.
-template <class T, Format F, int D>
+template <class T, Format F, int D, class P>
 struct Merge {
-  static constexpr int kFours = D / 4, kScratch = kHeads * (D + 2);
+  static constexpr int kFours = D / 4, kEach = D + 4, kScratch = kHeads * kEach;
+  static constexpr int kWarps = P::kWarps, kThreads = P::kThreads;
 
-  Shared<T, F, D>& s;
-  const int group, size, rank;  // heads, blocks, this block
-  const int items = group * kFours, each = (items + size - 1) / size;
+  Shared<T, F, D, P>& s;
+  const int group, bits, rank;  // heads; 2^bits blocks; this one
+  const int size = 1 << bits, items = group * kFours, each = (items + size - 1) >> bits;
 
-  // This block's warps' parts, put where they belong.
-  __device__ __forceinline__ void spread() const {
-    const auto factors = [&](int h) {
-      return Factors<kWarps>(
-          kWarps, [&](int n) { return make_float2(s.parts[n].most[h], s.parts[n].total[h]); });
-    };
-    for (int i = threadIdx.x; i < items; i += kThreads) {
-      const int h = i / kFours, at = i % kFours * 4;
-      const float4 sum = factors(h).sum(
-          kWarps, [&](int n) { return *reinterpret_cast<const float4*>(&s.parts[n].sums[h][at]); });
-      put_at(&s.sums[rank * each + i / size], i % size, sum);
-    }
-    for (int i = threadIdx.x; i < group * size; i += kThreads) {
-      const Factors<kWarps> of = factors(i / size);
-      put_at(&s.most_total[rank][i / size], i % size, {of.top, of.total});
-    }
+  // Makes this block's barrier, before other blocks may send to it.
+  __device__ __forceinline__ void prepare() const {
+    const int mine = (items - rank + size - 1) >> bits;
+    if (threadIdx.x == 0) expect(&s.arrived, size * mine * (sizeof(float4) + sizeof(float2)));
   }
 
-  // put(head, first of four numbers, sums, largest score, total) for this block's items.
+  // put(head, first of four numbers, those of the cluster) for this block's items.
   template <class Put>
-  __device__ __forceinline__ void gather(Put put) const {
+  __device__ __forceinline__ void run(Put put) const {
+#pragma unroll 1
+    for (int i = threadIdx.x; i < items; i += kThreads) {
+      const int h = i / kFours, d = i % kFours * 4;
+      const Joined all = join(
+          kWarps, [&](int n) { return s.held[n].part.rest[h]; },
+          [&](int n) { return *reinterpret_cast<const float4*>(&s.held[n].part.sums[h][d]); });
+      if (size == 1) {
+        put(h, d, all);
+        continue;
+      }
+      const int to = i & (size - 1), at = rank * each + (i >> bits);
+      send(&s.sums[at], &s.arrived, to, all.sum);
+      send(&s.rest[at], &s.arrived, to, all.rest);
+    }
+    if (size == 1) return;
+    receive(&s.arrived);
+#pragma unroll 1
     for (int k = threadIdx.x; k * size + rank < items; k += kThreads) {
-      const int i = k * size + rank, h = i / kFours;
-      const Factors<kMostCluster> of(size, [&](int n) { return s.most_total[n][h]; });
-      put(h, i % kFours * 4, of.sum(size, [&](int n) { return s.sums[n * each + k]; }), of.top,
-          of.total);
+      const int i = k * size + rank;
+      put(i / kFours, i % kFours * 4,
+          join(
+              size, [&](int n) { return s.rest[n * each + k]; },
+              [&](int n) { return s.sums[n * each + k]; }));
     }
   }
 
-  static __device__ __forceinline__ void write(T* to, float4 v, float total) {
-    const float by = total > 0 ? 1.0f / total : 0.0f;
-    *reinterpret_cast<uint2*>(to) = {pack<T>(v.x * by, v.y * by), pack<T>(v.z * by, v.w * by)};
+  static __device__ __forceinline__ void write(T* to, const Joined& all) {
+    const float by = all.rest.y > 0 ? __fdividef(1.0f, all.rest.y) : 0.0f;
+    *reinterpret_cast<uint2*>(to) = {pack<T>(all.sum.x * by, all.sum.y * by),
+                                     pack<T>(all.sum.z * by, all.sum.w * by)};
   }
 
-  // What other blocks left in memory, as [cluster][head][D sums, largest score, total].
-  __device__ __forceinline__ void gather_clusters(const volatile float* scratch, int used,
-                                                  T* out) const {
+  // What clusters left in memory, as [cluster][head][D sums, largest score, total, nothing].
+  __device__ __forceinline__ void join_clusters(const float* scratch, int used, T* out) const {
+#pragma unroll 1
     for (int i = threadIdx.x; i < items; i += kThreads) {
-      const volatile float* from = scratch + i / kFours * (D + 2);
-      const Factors<kMostChunks> of(used, [&](int n) {
-        return make_float2(from[n * kScratch + D], from[n * kScratch + D + 1]);
-      });
-      const float4 sum = of.sum(used, [&](int n) {
-        const volatile float* at = from + n * kScratch + i % kFours * 4;
-        return make_float4(at[0], at[1], at[2], at[3]);
-      });
-      write(out + i * 4, sum, of.total);
+      const float* from = scratch + i / kFours * kEach;
+      const auto rest = [&](int n) {
+        return __ldcg(reinterpret_cast<const float2*>(from + n * kScratch + D));
+      };
+      const auto sums = [&](int n) {
+        return __ldcg(reinterpret_cast<const float4*>(from + n * kScratch + i % kFours * 4));
+      };
+      write(out + i * 4, join(used, rest, sums));
     }
   }
 };

@@ -1,10 +1,10 @@
-// Hopper's own instructions (sm_90a): barriers in shared memory, tensor copies that complete on
-// them, and matrix products of a warpgroup (128 threads). PTX ISA, "mbarrier",
-// "cp.async.bulk.tensor" and "wgmma.mma_async".
+// Hopper's own instructions (sm_90a): tensor copies that complete on barriers in shared memory, and
+// matrix products of a warpgroup (128 threads). PTX ISA, "cp.async.bulk.tensor" and
+// "wgmma.mma_async".
 #pragma once
 #include <cuda.h>
 
-#include "common.cuh"
+#include "barriers.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define QINFER_HOPPER 1  // compiled for sm_90a
@@ -20,40 +20,6 @@ CUtensorMap tensor_map(CUtensorMapDataType type, const void* from, int rank, con
 
 #ifdef QINFER_HOPPER
 
-__device__ __forceinline__ void barrier_init(uint64_t* bar, int arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(bar)), "r"(arrivals));
-}
-__device__ __forceinline__ void barrier_fence() {
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-}
-__device__ __forceinline__ void barrier_expect(uint64_t* bar, uint32_t bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(bar)),
-               "r"(bytes)
-               : "memory");
-}
-__device__ __forceinline__ void barrier_arrive(uint64_t* bar) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(bar)) : "memory");
-}
-// At the same barrier of another block of the cluster.
-__device__ __forceinline__ void barrier_arrive_at(uint64_t* bar, uint32_t block) {
-  asm volatile(
-      "{\n.reg .b32 there;\n"
-      "mapa.shared::cluster.u32 there, %0, %1;\n"
-      "mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(shared_address(bar)),
-      "r"(block)
-      : "memory");
-}
-__device__ __forceinline__ void barrier_wait(uint64_t* bar, uint32_t parity) {
-  asm volatile(
-      "{\n.reg .pred done;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@done bra.uni end;\n"
-      "bra.uni again;\n"
-      "end:\n}" ::"r"(shared_address(bar)),
-      "r"(parity)
-      : "memory");
-}
 __device__ __forceinline__ void copy_box(void* to, const CUtensorMap* map, uint64_t* bar, int c0,
                                          int c1) {
   asm volatile(
