@@ -47,7 +47,7 @@ bool bfloat16_ran(const FusedProduct& p, cudaStream_t stream) {
       if (is_middle) return ran<F, 16, 2, 6, false>(p, kTwo, stream);
       return ran<F, 16, 2, 6, false>(p, kAlone, stream);
     case Step::kGated:
-      if (is_small) return ran<F, 14, 4, 2, true>(p, kTwo, stream);
+      if (is_small) return ran<F, 14, 4, 2, true>(p, {2, false, 16 << 10}, stream);
       if (is_middle) return ran<F, 16, 2, 6, true>(p, kTwoEven, stream);
       return ran<F, 16, 2, 8, true>(p, kOne, stream);
     case Step::kDown:
