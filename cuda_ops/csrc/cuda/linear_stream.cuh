@@ -71,8 +71,7 @@ struct Stream {
       for (int r = 0; r < S::kR; ++r)
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          to.numbers[u][r][half] =
-              inside ? __ldcs(reinterpret_cast<const uint4*>(rows[r][half] + at)) : uint4{};
+          to.numbers[u][r][half] = inside ? load16_once(rows[r][half] + at) : uint4{};
           if constexpr (F == Format::kInt4) {
             const int groups = p.in / 64;
             const float* scale = p.scale + channel(r, half) * groups;
