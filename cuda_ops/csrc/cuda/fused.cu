@@ -15,9 +15,9 @@ constexpr Placing kTwo{2}, kTwoEven{2, true}, kTwoLate{2, false, 0, true};
 constexpr Placing kOne{1}, kOneEven{1, true}, kAlone{1, false, kAside};
 
 // False, and nothing done, where a block of that plan has not enough shared memory.
-template <Format F, int W, int R, int S, bool Gated>
+template <Format F, int W, int R, int S, bool Gated, bool Split = false>
 bool ran(const FusedProduct& p, const Placing& placing, cudaStream_t stream) {
-  using P = Plan<W, R, S, Gated>;
+  using P = Plan<W, R, S, Gated, Split>;
   const size_t needed =
       Stream<F, P>::shared_bytes(static_cast<int>(p.rows), static_cast<int>(p.in));
   if (needed > size_t(most_shared())) return false;
@@ -79,18 +79,18 @@ bool eight_bits_ran(const FusedProduct& p, cudaStream_t stream) {
   return false;
 }
 
-// 3584 inputs are 28 steps.
+// 3584 inputs are 28 steps. To split down's 18944 costs more than it saves.
 bool int4_ran(const FusedProduct& p, cudaStream_t stream) {
   constexpr Format F = Format::kInt4;
   switch (step_of(p)) {
     case Step::kFirst:
-      return ran<F, 14, 2, 3, false>(p, kTwoEven, stream);
+      return ran<F, 14, 2, 3, false, true>(p, kTwoEven, stream);
     case Step::kOutput:
-      return ran<F, 14, 2, 3, false>(p, {1, false, 96 << 10}, stream);
+      return ran<F, 14, 2, 3, false, true>(p, {1, false, 96 << 10}, stream);
     case Step::kGated:
-      return ran<F, 14, 2, 2, true>(p, kTwoEven, stream);
+      return ran<F, 14, 2, 4, true, true>(p, kTwoEven, stream);
     case Step::kDown:
-      return ran<F, 14, 2, 3, false>(p, kTwo, stream);
+      return ran<F, 14, 2, 4, false>(p, kTwo, stream);
   }
   return false;
 }

@@ -35,7 +35,7 @@ struct Inputs {
   }
 
   __device__ __forceinline__ void after() const {
-    if (!p.norm && !kRounded) {
+    if (!p.norm && !kRounded && !P::kSplit) {
       for (int i = first; i < end; i += stride)
         copy16(held + i, p.x + int64_t(row) * p.in + i, i < p.in);
       commit();
@@ -43,8 +43,11 @@ struct Inputs {
     } else {
       wait_for_copies<P::kS>();
       p.residual || p.norm ? make() : fetch();
-      __syncthreads();
-      if (kRounded) round();
+      if (kRounded) {
+        __syncthreads();
+        round();
+      }
+      if (P::kSplit) split();
     }
     __syncthreads();
   }
@@ -164,6 +167,13 @@ struct Inputs {
     if constexpr (F != Format::kInt8) return;
     all = warp_sum(all);
     if (f.lane == 0) f.found[f.warp * 4 + 2] = all;
+  }
+
+  // Each thread its own numbers, as a group's lie in one warp.
+  __device__ __forceinline__ void split() const {
+#pragma unroll 1
+    for (int i = first; i < end; i += stride)
+      split_group(reinterpret_cast<uint4*>(held + i), f.units[i / 64]);
   }
 
   // x / by, as the reference divides, from near = x * inverse.

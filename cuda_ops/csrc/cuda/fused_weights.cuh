@@ -2,18 +2,18 @@
 // that are there already.
 #pragma once
 #include "async.cuh"
-#include "weights.cuh"
+#include "fused_int4.cuh"
 
 namespace qinfer::cuda {
 
 constexpr int kFewRows = 2;  // with more, every block would make too many inputs
 
 // W warps, R times eight channels, S copies of sixteen bytes of each channel on their way. Gated:
-// the parts are gates and what they let pass, by turns.
-template <int W, int R, int S, bool Gated>
+// the parts are gates and what they let pass, by turns. Split, int4 alone: inputs become digits.
+template <int W, int R, int S, bool Gated, bool Split = false>
 struct Plan {
   static constexpr int kW = W, kR = R, kS = S, kThreads = W * 32;
-  static constexpr bool kGated = Gated;
+  static constexpr bool kGated = Gated, kSplit = Split;
   static constexpr int kParts = Gated ? 2 : 1, kTile = R / kParts * 8;  // results of a tile
   static constexpr int kPairs = (R + 1) / 2;  // parts that a matrix instruction takes together
   static constexpr int kShare = kPairs * 16 * kFewRows, kSums = W * kShare;  // of a warp, of all
@@ -55,6 +55,7 @@ struct Stream {
   static constexpr bool kIsInt4 = F == Format::kInt4;
   static constexpr int kNumbers = Held<F>::kNumbers, kWords = kNumbers / 2;
   static constexpr int kStep = 4 * kNumbers;  // inputs that one load of four threads covers
+  using Sums = std::conditional_t<P::kSplit, DigitSums, NumberSums>;  // int4
 
   const Arguments& p;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -63,11 +64,12 @@ struct Stream {
   const int most_turns;    // int4: a warp's steps lie together
   const int turns;         // of this warp for a tile
   const int row_bytes;
-  uint4* ring;   // [S][R][threads]; a thread reads what it asked for itself
-  float* sums;   // [2][W][pairs][16][rows]
-  float* found;  // [W][4]: sum of squares, largest magnitude, sum of the rounded inputs
-  M* zeros;      // [16]
-  M* inputs;     // [rows][pitch]
+  uint4* ring;       // [S][R][threads]; a thread reads what it asked for itself
+  float* sums;       // [2][W][pairs][16][rows]
+  float* found;      // [W][4]: sum of squares, largest magnitude, sum of the rounded inputs
+  M* zeros;          // [16]
+  M* inputs;         // [rows][pitch]; split: GroupDigits[2 steps]
+  GroupUnit* units;  // split: [2 steps]
 
   __device__ Stream(const Arguments& arguments, uint8_t* shared)
       : p(arguments),
@@ -84,6 +86,7 @@ struct Stream {
     found = sums + 2 * P::kSums;
     zeros = reinterpret_cast<M*>(found + 4 * P::kW);
     inputs = zeros + 16;
+    units = reinterpret_cast<GroupUnit*>(inputs + p.rows * pitch);
     if (threadIdx.x < 16) zeros[threadIdx.x] = M(0.0f);
     open(blockIdx.x);
   }
@@ -93,7 +96,8 @@ struct Stream {
   static __host__ __device__ int pitch_of(int in) { return steps_of(in) * kStep + 8; }
   static size_t shared_bytes(int rows, int in) {
     return sizeof(uint4) * P::kS * P::kR * P::kThreads +
-           sizeof(float) * (2 * P::kSums + 4 * P::kW) + sizeof(M) * (16 + rows * pitch_of(in));
+           sizeof(float) * (2 * P::kSums + 4 * P::kW) + sizeof(M) * (16 + rows * pitch_of(in)) +
+           (P::kSplit ? sizeof(GroupUnit) * 2 * steps_of(in) : 0);
   }
 
   // The first channel of part r of a tile.
@@ -159,7 +163,7 @@ struct Stream {
  private:
   const uint8_t* from[P::kR];
   int next_tile, left, offset, next_slot = 0;  // turns of the tile, bytes of a channel
-  float scales[kIsInt4 ? 4 : 1];  // of the turns that come: two groups of this lane's two channels
+  float scales[2];                             // int4: of the two turns that come
 
   __device__ __forceinline__ void open(int tile) {
     next_tile = tile, left = turns, offset = step_of(0) * 64 + t * 16;
@@ -173,28 +177,26 @@ struct Stream {
     load();
   }
 
-  // Each group of 64 inputs has a scale, so its products must be told from other groups'. A matrix
-  // instruction multiplies eight rows of inputs, and one is all there is: group i of four turns'
-  // eight is made row i, the others zeros, and sums are scaled once after four turns.
+  // int4: two turns have four groups, which each have a scale and are scaled together.
   __device__ __forceinline__ void run_groups(int tile, int& slot, float (&to)[4]) {
-    for (int first = 0; first < turns; first += 4) {
-      float now[4], low[4] = {}, high[4] = {};
+#pragma unroll 1
+    for (int first = 0; first < turns; first += 2) {
+      const float now[2] = {scales[0], scales[1]};
+      const bool is_last = first + 2 >= turns;
+      load_scales(is_last ? tile + gridDim.x : tile, is_last ? 0 : first + 2);
+      Sums sums(P::kSplit ? units[min(step_of(first) * 2 + t, steps * 2 - 1)] : GroupUnit{});
 #pragma unroll
-      for (int i = 0; i < 4; ++i) now[i] = scales[i];
-      const bool is_last = first + 4 >= turns;
-      load_scales(is_last ? tile + gridDim.x : tile, is_last ? 0 : first + 4);
-      for (int i = first; i < min(first + 4, turns); ++i) {
-        uint32_t words[kWords];
+      for (int i = 0; i < 2; ++i) {
+        if (first + i >= turns) break;
         wait_for_copies<P::kS - 1>();
-        groups_of(step_of(i), (i - first) * 2, words);
         const uint4* held = ring + slot * (P::kR * P::kThreads) + threadIdx.x;
-        const uint4 one = held[0], other = held[P::kThreads];
-        add<0, 4>(one, other, words, low);
-        add<4, 4>(one, other, words, high);
+        const int group = step_of(first + i) * 2;
+        sums.add(held[0], held[P::kThreads], group_at(group, i * 2),
+                 group_at(group + 1, i * 2 + 1));
         pass(slot);
       }
-      to[0] += (low[0] + high[0]) * now[0] + (low[1] + high[1]) * now[1];
-      to[2] += (low[2] + high[2]) * now[2] + (low[3] + high[3]) * now[3];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) to[i * 2] += sums.of(i) * now[i];
     }
 #pragma unroll
     for (int d = 1; d < 4; d *= 2) {
@@ -203,14 +205,22 @@ struct Stream {
     }
   }
 
-  // Scales of four turns from `turn` on: row i of those above is group i % 2 of turn i / 2.
+  // Of this lane's two channels, and the group of its place among the four from `turn` on.
   __device__ __forceinline__ void load_scales(int tile, int turn) {
-    const int groups = p.in / 64, at = step_of(turn + t) * 2;
+    const int groups = p.in / 64, at = step_of(turn) * 2 + t;
+    const bool is_there = turn + t / 2 < turns && at < groups;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float* row = p.scale + int64_t(clamped(channels(tile, i / 2) + g)) * groups;
-      scales[i] = turn + t < turns && at + i % 2 < groups ? __ldg(row + at + i % 2) : 0.0f;
+    for (int i = 0; i < 2; ++i) {
+      const float* row = p.scale + int64_t(clamped(channels(tile, i) + g)) * groups;
+      scales[i] = is_there ? __ldg(row + at) : 0.0f;
     }
+  }
+
+  // This lane's share of a group, or zeros where its row has another one's place.
+  __device__ __forceinline__ const uint4* group_at(int group, int place) const {
+    const int at = P::kSplit ? g % 2 * 4 + t : t * 2;  // of a group's 128 bytes
+    const bool is_there = P::kSplit ? g / 2 == place : g == place * 2;
+    return reinterpret_cast<const uint4*>(is_there ? inputs + group * 64 + at * 8 : zeros);
   }
 
   __device__ __forceinline__ void words_of(int step, uint32_t (&words)[kWords]) const {
@@ -218,14 +228,6 @@ struct Stream {
 #pragma unroll
     for (int i = 0; i < kWords; i += 4) {
       const uint4 v = *reinterpret_cast<const uint4*>(row + t * kNumbers + i * 2);
-      words[i] = v.x, words[i + 1] = v.y, words[i + 2] = v.z, words[i + 3] = v.w;
-    }
-  }
-  __device__ __forceinline__ void groups_of(int step, int row, uint32_t (&words)[kWords]) const {
-#pragma unroll
-    for (int i = 0; i < kWords; i += 4) {
-      const M* at = g == row + i / 8 ? inputs + step * kStep + i / 8 * 64 + t * 16 : zeros;
-      const uint4 v = *reinterpret_cast<const uint4*>(at + i % 8 * 2);
       words[i] = v.x, words[i + 1] = v.y, words[i + 2] = v.z, words[i + 3] = v.w;
     }
   }
