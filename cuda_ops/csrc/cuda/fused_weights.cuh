@@ -212,7 +212,7 @@ struct Stream {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const float* row = p.scale + int64_t(clamped(channels(tile, i) + g)) * groups;
-      scales[i] = is_there ? __ldg(row + at) : 0.0f;
+      scales[i] = is_there ? load_scale(row + at) : 0.0f;
     }
   }
 

@@ -78,7 +78,7 @@ struct Stream {
 #pragma unroll
             for (int part = 0; part < 2; ++part) {
               const int group = (first + u) * 2 + part;
-              to.scales[u][r][half][part] = group < groups ? __ldg(scale + group) : 0.0f;
+              to.scales[u][r][half][part] = group < groups ? load_scale(scale + group) : 0.0f;
             }
           }
         }

@@ -92,7 +92,8 @@ struct Unpacked<T, Format::kInt4> {
     for (int half = 0; half < 2; ++half)
 #pragma unroll
       for (int part = 0; part < 2; ++part)
-        next[half][part] = 2 * stage + part < groups ? __ldg(scales[half] + 2 * stage + part) : 0;
+        next[half][part] =
+            2 * stage + part < groups ? load_scale(scales[half] + 2 * stage + part) : 0;
   }
   // Takes what was fetched before, and fetches the next stage's.
   __device__ __forceinline__ void take(int stage) {

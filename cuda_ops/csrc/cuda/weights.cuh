@@ -39,6 +39,14 @@ __device__ __forceinline__ uint4 load16_once(const void* at) {
   return v;
 }
 
+// A scale of a group, with the whole line of 128 bytes for the same reason: the next ones of its
+// channel are other warps'.
+__device__ __forceinline__ float load_scale(const float* at) {
+  float v;
+  asm("ld.global.nc.L2::128B.f32 %0, [%1];" : "=f"(v) : "l"(at));
+  return v;
+}
+
 __device__ __forceinline__ uint32_t word(const uint4& v, int i) {
   return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
 }
