@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gpu.layers import E4M3, FORMATS, bare, coarse, layer_of, layer_with, numbers_of
-from gpu.tools import DTYPES, E4M3_ROUNDING, ROUNDING, back, card, error, rounded
+from gpu.tools import DTYPES, ROUNDING, back, card, e4m3_limit, error, rounded
 from qinfer.cuda_ops import ops
 
 ROWS = [1, 2, 3, 8, 9, 16, 17, 32, 40, 64, 65, 200, 300]
@@ -66,8 +66,7 @@ def test_linear_fp8(dtype, rows, shape, rng):
     scale = rng.uniform(1e-4, 1e-3, shape[1]).astype(np.float32)
     got = ops.linear_fp8(card(x), ops.arrange(card(weight), dtype), card(scale), card(bias))
     expected = coarse(x) @ weight.T.astype(np.float64) * scale + bias.astype(np.float64)
-    limit = E4M3_ROUNDING if 3 <= rows <= 16 else ROUNDING
-    assert error(back(got), expected) < limit[dtype]
+    assert error(back(got), expected) < e4m3_limit(rows, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -15,6 +15,11 @@ of such sums behind the leading one, which was computed for the tests' shapes to
 """
 
 
+def e4m3_limit(rows, dtype):
+    """What is allowed of a product of so many rows of e4m3 with e4m3."""
+    return (E4M3_ROUNDING if 3 <= rows <= 16 else ROUNDING)[dtype]
+
+
 def rounded(array, dtype):
     return np.ascontiguousarray(array).astype(getattr(ml_dtypes, dtype, dtype))
 
