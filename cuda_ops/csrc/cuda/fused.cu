@@ -14,92 +14,80 @@ constexpr size_t kAside = 64 << 10;
 constexpr Placing kTwo{2}, kTwoEven{2, true}, kTwoLate{2, false, 0, true};
 constexpr Placing kOne{1}, kOneEven{1, true}, kAlone{1, false, kAside};
 
-// False, and nothing done, where a block of that plan has not enough shared memory.
+// Where a block of that plan has too little shared memory, a smaller one.
 template <Format F, int W, int R, int S, bool Gated, bool Split = false>
-bool ran(const FusedProduct& p, const Placing& placing, cudaStream_t stream) {
+void run_plan(const FusedProduct& p, const Placing& placing, cudaStream_t stream) {
   using P = Plan<W, R, S, Gated, Split>;
   const size_t needed =
       Stream<F, P>::shared_bytes(static_cast<int>(p.rows), static_cast<int>(p.in));
-  if (needed > size_t(most_shared())) return false;
-  run<F, P>(p, placing, stream);
-  return true;
+  if (needed <= size_t(most_shared())) return run<F, P>(p, placing, stream);
+  run<F, Plan<16, 2, 3, Gated>>(p, kTwo, stream);
 }
 
-// Of a layer, by the size of what goes through all of them: 896 in 0.5B, 1536 in 1.5B, 3584 in 7B.
-enum class Step { kFirst, kOutput, kGated, kDown };  // QKV, attention's output, gate and up, down
-Step step_of(const FusedProduct& p) {
-  if (p.gated) return Step::kGated;
-  return p.norm ? Step::kFirst : p.in > p.out ? Step::kDown : Step::kOutput;
+// What a product is in a layer: QKV, attention's output, gate and up, down.
+enum class Role { kFirst, kOutput, kGated, kDown };
+Role role_of(const FusedProduct& p) {
+  if (p.gated) return Role::kGated;
+  return p.norm ? Role::kFirst : p.in > p.out ? Role::kDown : Role::kOutput;
 }
+// The size of what goes through all layers: 896 in 0.5B, 1536 in 1.5B, 3584 in 7B.
 constexpr int64_t kSmall = 1024, kMiddle = 2048;  // below these
 int64_t hidden_of(const FusedProduct& p) { return p.gated || p.norm ? p.in : p.out; }
 
-template <Format F>
-bool bfloat16_ran(const FusedProduct& p, cudaStream_t stream) {
+void run_bfloat16(const FusedProduct& p, cudaStream_t stream) {
+  constexpr Format F = Format::kPlain;
   const int64_t hidden = hidden_of(p);
-  const bool is_small = hidden < kSmall, is_middle = !is_small && hidden < kMiddle;
-  switch (step_of(p)) {
-    case Step::kFirst:
-      return is_small ? ran<F, 16, 2, 4, false>(p, kTwo, stream)
-                      : ran<F, 16, 2, 6, false>(p, kTwo, stream);
-    case Step::kOutput:
-      if (is_small) return ran<F, 16, 2, 4, false>(p, kTwo, stream);
-      if (is_middle) return ran<F, 16, 2, 6, false>(p, kTwo, stream);
-      return ran<F, 16, 2, 6, false>(p, kAlone, stream);
-    case Step::kGated:
-      if (is_small) return ran<F, 14, 4, 2, true>(p, {2, false, 16 << 10}, stream);
-      if (is_middle) return ran<F, 16, 2, 6, true>(p, kTwoEven, stream);
-      return ran<F, 16, 2, 8, true>(p, kOne, stream);
-    case Step::kDown:
-      if (is_small) return ran<F, 16, 2, 8, false>(p, kTwoLate, stream);
-      if (is_middle) return ran<F, 16, 2, 10, false>(p, kTwoLate, stream);
-      return ran<F, 16, 2, 8, false>(p, kOneEven, stream);
+  switch (role_of(p)) {
+    case Role::kFirst:
+      if (hidden < kSmall) return run_plan<F, 16, 2, 4, false>(p, kTwo, stream);
+      return run_plan<F, 16, 2, 6, false>(p, kTwo, stream);
+    case Role::kOutput:
+      if (hidden < kSmall) return run_plan<F, 16, 2, 4, false>(p, kTwo, stream);
+      return run_plan<F, 16, 2, 6, false>(p, hidden < kMiddle ? kTwo : kAlone, stream);
+    case Role::kGated:
+      if (hidden < kSmall) return run_plan<F, 14, 4, 2, true>(p, {2, false, 16 << 10}, stream);
+      if (hidden < kMiddle) return run_plan<F, 16, 2, 6, true>(p, kTwoEven, stream);
+      return run_plan<F, 16, 2, 8, true>(p, kOne, stream);
+    case Role::kDown:
+      if (hidden < kSmall) return run_plan<F, 16, 2, 8, false>(p, kTwoLate, stream);
+      if (hidden < kMiddle) return run_plan<F, 16, 2, 10, false>(p, kTwoLate, stream);
+      return run_plan<F, 16, 2, 8, false>(p, kOneEven, stream);
   }
-  return false;
 }
 
 // 3584 inputs are 56 steps, which 14 warps share evenly.
 template <Format F>
-bool eight_bits_ran(const FusedProduct& p, cudaStream_t stream) {
+void run_eight_bits(const FusedProduct& p, cudaStream_t stream) {
   const bool is_large = hidden_of(p) >= kMiddle;
-  switch (step_of(p)) {
-    case Step::kFirst:
-      return is_large ? ran<F, 14, 2, 3, false>(p, kTwo, stream)
-                      : ran<F, 14, 2, 6, false>(p, kTwo, stream);
-    case Step::kOutput:
-      return is_large ? ran<F, 14, 2, 4, false>(p, kAlone, stream)
-                      : ran<F, 14, 2, 6, false>(p, kTwo, stream);
-    case Step::kGated:
-      if (!is_large) return ran<F, 14, 2, 5, true>(p, kTwoEven, stream);
-      return ran<F, 16, 2, 4, true>(p, {2, false, kAside, true}, stream);
-    case Step::kDown:
-      return is_large ? ran<F, 16, 2, 6, false>(p, kOneEven, stream)
-                      : ran<F, 14, 2, 6, false>(p, kAlone, stream);
+  switch (role_of(p)) {
+    case Role::kFirst:
+      if (!is_large) return run_plan<F, 14, 2, 6, false>(p, kTwo, stream);
+      return run_plan<F, 14, 2, 3, false>(p, kTwo, stream);
+    case Role::kOutput:
+      if (!is_large) return run_plan<F, 14, 2, 6, false>(p, kTwo, stream);
+      return run_plan<F, 14, 2, 4, false>(p, kAlone, stream);
+    case Role::kGated:
+      if (!is_large) return run_plan<F, 14, 2, 5, true>(p, kTwoEven, stream);
+      return run_plan<F, 16, 2, 4, true>(p, {2, false, kAside, true}, stream);
+    case Role::kDown:
+      if (!is_large) return run_plan<F, 14, 2, 6, false>(p, kAlone, stream);
+      return run_plan<F, 16, 2, 6, false>(p, kOneEven, stream);
   }
-  return false;
 }
 
 // 3584 inputs are 28 steps. To split down's 18944 costs more than it saves.
-bool int4_ran(const FusedProduct& p, cudaStream_t stream) {
+void run_int4(const FusedProduct& p, cudaStream_t stream) {
   constexpr Format F = Format::kInt4;
-  switch (step_of(p)) {
-    case Step::kFirst:
-      return ran<F, 14, 2, 3, false, true>(p, kTwoEven, stream);
-    case Step::kOutput:
-      return ran<F, 14, 2, 3, false, true>(p, {1, false, 96 << 10}, stream);
-    case Step::kGated:
-      return ran<F, 14, 2, 4, true, true>(p, kTwoEven, stream);
-    case Step::kDown:
-      return ran<F, 14, 2, 4, false>(p, kTwo, stream);
+  switch (role_of(p)) {
+    case Role::kFirst:
+      return run_plan<F, 14, 2, 3, false, true>(p, kTwoEven, stream);
+    case Role::kOutput:
+      return run_plan<F, 14, 2, 3, false, true>(p, {1, false, 96 << 10}, stream);
+    case Role::kGated:
+      return run_plan<F, 14, 2, 4, true, true>(p, kTwoEven, stream);
+    case Role::kDown:
+      return run_plan<F, 14, 2, 4, false>(p, kTwo, stream);
   }
-  return false;
-}
-
-// Where those take too much shared memory.
-template <Format F>
-void run_any(const FusedProduct& p, cudaStream_t stream) {
-  p.gated ? run<F, Plan<16, 2, 3, true>>(p, kTwo, stream)
-          : run<F, Plan<16, 2, 3, false>>(p, kTwo, stream);
 }
 
 }  // namespace
@@ -117,16 +105,13 @@ bool fused_knows(Type type, Format format, int64_t rows, int64_t in, int64_t out
 void fused_product(Format format, const FusedProduct& p, cudaStream_t stream) {
   switch (format) {
     case Format::kPlain:
-      if (!bfloat16_ran<Format::kPlain>(p, stream)) run_any<Format::kPlain>(p, stream);
-      return;
+      return run_bfloat16(p, stream);
     case Format::kInt8:
-      if (!eight_bits_ran<Format::kInt8>(p, stream)) run_any<Format::kInt8>(p, stream);
-      return;
+      return run_eight_bits<Format::kInt8>(p, stream);
     case Format::kE4M3:
-      if (!eight_bits_ran<Format::kE4M3>(p, stream)) run_any<Format::kE4M3>(p, stream);
-      return;
+      return run_eight_bits<Format::kE4M3>(p, stream);
     default:
-      if (!int4_ran(p, stream)) run_any<Format::kInt4>(p, stream);
+      return run_int4(p, stream);
   }
 }
 

@@ -140,7 +140,7 @@ struct Stream {
         for (int q = 0; q < P::kPairs; ++q) {
           const uint4 one = held[q * 2 * P::kThreads];
           const uint4 other = P::kR > 1 ? held[(q * 2 + 1) * P::kThreads] : uint4{};
-          add<0, kNumbers / 4>(one, other, words, to[q]);
+          add(one, other, words, to[q]);
         }
         pass(slot);
       }
@@ -232,11 +232,10 @@ struct Stream {
     }
   }
 
-  template <int First, int Count>
   __device__ __forceinline__ void add(const uint4& one, const uint4& other,
                                       const uint32_t (&words)[kWords], float (&to)[4]) const {
 #pragma unroll
-    for (int i = First; i < First + Count; ++i) {
+    for (int i = 0; i < kNumbers / 4; ++i) {
       uint32_t a[4] = {};
       shifted<F>(one, i, a[0], a[2]);
       if (P::kR > 1) shifted<F>(other, i, a[1], a[3]);

@@ -92,7 +92,7 @@ __device__ __forceinline__ void from_int8<F16>(uint32_t bytes, uint32_t& low, ui
 // good by a multiplication, which is exact (subnormals too).
 template <class T>
 __device__ __forceinline__ void from_e4m3(uint32_t bytes, uint32_t& low, uint32_t& high) {
-#if __CUDA_ARCH__ >= 890 && !defined(NOCVT)
+#if __CUDA_ARCH__ >= 890
   if constexpr (std::is_same_v<T, F16>) {
     asm("{.reg .b16 a, b; mov.b32 {a, b}, %2; cvt.rn.f16x2.e4m3x2 %0, a; cvt.rn.f16x2.e4m3x2 %1, "
         "b;}"
