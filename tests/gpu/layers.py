@@ -69,14 +69,16 @@ def bare(layer, x, dtype="bfloat16"):
     return product(x, h.weight, h.scale, h.bias)
 
 
-def coarse(x, whole=None):
-    """Rows in codes of e4m3, with the step of ``whole``, their own if None. In float32, as steps
-    are: quotients fall halfway between two codes often enough to show.
+def coarse(x, largest=448, whole=None):
+    """Rows in codes of e4m3, of int8 if their ``largest`` is 127, with the step of ``whole``, their
+    own if None. In float32, as steps are: quotients fall halfway between two codes often enough
+    to show.
     """
     x, whole = (y.astype(np.float32) for y in (x, x if whole is None else whole))
-    step = np.abs(whole).max(axis=1, keepdims=True) / np.float32(448)
+    step = np.abs(whole).max(axis=1, keepdims=True) / np.float32(largest)
     step = np.maximum(step, np.float32(1e-30))
-    return np.clip(x / step, -448, 448).astype(E4M3).astype(np.float64) * step
+    places = np.clip(x / step, -largest, largest)
+    return (np.rint(places) if largest == 127 else places.astype(E4M3)).astype(np.float64) * step
 
 
 def normed(x, weight, format_, dtype="bfloat16"):
@@ -89,7 +91,7 @@ def normed(x, weight, format_, dtype="bfloat16"):
         return [exact]
     factor = (np.mean(x.astype(np.float64) ** 2, axis=1, keepdims=True) + 1e-6) ** -0.5
     early = x.astype(np.float64) * weight
-    return [coarse(rounded(exact, dtype)), coarse(rounded(early, dtype), early) * factor]
+    return [coarse(rounded(exact, dtype)), coarse(rounded(early, dtype), whole=early) * factor]
 
 
 def gated(y):

@@ -1,16 +1,15 @@
 """Mixture of experts on a card, against float64 over the same quantised values."""
 
-import ml_dtypes
 import numpy as np
 import pytest
 
+from gpu.layers import E4M3, coarse
 from gpu.tools import DTYPES, ROUNDING, back, card, error, rounded
 from ops import reference64
 from ops.test_experts import by_expert, expected
 from qinfer.cuda_ops import ops
 from qinfer.cuda_ops.graphs import Card, Graph
 
-E4M3 = ml_dtypes.float8_e4m3fn
 CASES = [
     (1, 4, 60, 2048, 32),
     (2, 8, 64, 128, 264),
@@ -89,14 +88,6 @@ def test_expert_linear_int4(case, dtype, rng):
     )
 
 
-def coarse(x, largest):
-    """Each row over its largest magnitude, rounded, times it again."""
-    wide = x.astype(np.float32)
-    step = np.maximum(np.abs(wide).max(axis=1, keepdims=True) / np.float32(largest), 1e-30)
-    codes = np.rint(wide / step) if largest == 127 else (wide / step).clip(-448, 448).astype(E4M3)
-    return codes.astype(np.float64) * step
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_expert_linear_fp8(case, dtype, rng):
     _, inputs, (count, out) = case
@@ -109,7 +100,7 @@ def test_expert_linear_fp8(case, dtype, rng):
         dtype,
         lambda x, e: ops.expert_linear_fp8(x, held, steps, e, out),
         by_expert(weight, count) * scale.reshape(count, 1, out),
-        lambda x: coarse(x, 448),
+        coarse,
     )
 
 
@@ -122,7 +113,7 @@ def test_expert_linear_fp8_block(tokens, dtype, rng):
     whole = np.repeat(np.repeat(scale, block, 0), block, 1)[:, :width].astype(np.float64)
     experts = np.stack([rng.permutation(count)[:2] for _ in range(tokens)]).astype(np.int32)
     x = rounded(rng.normal(size=(tokens, width)), dtype)
-    runs = [coarse(x[:, start : start + block], 448) for start in range(0, width, block)]
+    runs = [coarse(x[:, start : start + block]) for start in range(0, width, block)]
     want = expected(
         np.concatenate(runs, axis=1), experts, by_expert(weight.astype(np.float64) * whole, count)
     )

@@ -4,8 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gpu.layers import gated, layer_of
-from gpu.test_experts import coarse
+from gpu.layers import coarse, gated, layer_of
 from gpu.tools import DTYPES, E4M3_ROUNDING, ROUNDING, back, card, error, rounded
 from ops.reference64 import held_by_cache, rms_norm
 from qinfer.cuda_ops import ops
